@@ -1,0 +1,44 @@
+# Everything starts here: `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# DeepSpeed compiles its C++ operations on first use; they are kept with the environment.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+
+.PHONY: help env demo test test-fast check bench clean
+
+help:
+	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
+	@echo "make test       environment, then the whole suite"
+	@echo "make test-fast  the suite without what takes more than five seconds a test"
+	@echo "make check      ruff and pyright"
+	@echo "make bench      loader, packing, targets, prosody (prints; never fails on time)"
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and alone: a range would let pip take the CUDA build on a machine without a GPU
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m ser.doctor --mend --build
+	@touch $@
+
+demo: env
+	$(BIN)/ser run demo
+
+test: env
+	$(BIN)/python -m pytest
+
+test-fast: env
+	$(BIN)/python -m pytest -m "not slow"
+
+check: env
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: env
+	for name in loader packing targets prosody; do $(BIN)/python -m tests.bench.$$name; done
+
+clean:
+	rm -rf $(VENV) runs data

@@ -1,0 +1,195 @@
+"""A Ray session: embedded on this machine by default, or a running cluster by address.
+
+Guarantees: only what was started here is shut down; the embedded cluster has its own token (a private file of mode 0600), its own
+temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; `map` keeps a
+bounded number of tasks in flight, cancels them when the caller stops or anything fails, and raises a task's UserError as
+if the function had been called here.
+Gives up: one session a process at a time (Ray's own limit).
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+class Session:
+    """Context manager around `ray.init`.
+
+    Args:
+        address: Of a running cluster ("auto", "ray://...", "host:port"); None starts an embedded one.
+        cpus: CPUs of the embedded cluster; default all of the machine.
+        namespace: Ray namespace of named actors.
+        env: Environment variables of the workers, beside OMP_NUM_THREADS=1.
+
+    Raises:
+        UserError: The cluster at `address` cannot be reached.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        cpus: int | None = None,
+        namespace: str = "ser",
+        env: Mapping[str, str] | None = None,
+    ):
+        self.address, self.cpus, self.namespace = address, cpus, namespace
+        self.env = {"OMP_NUM_THREADS": "1"} | dict(env or {})
+        self._started = False
+        self._folder: Path | None = None
+        self._saved: dict[str, str | None] = {}
+
+    def __enter__(self) -> "Session":
+        if self.address is None:
+            # Ray's sockets lie below this folder and their paths may not pass 107 characters, so it is never $TMPDIR.
+            self._folder = Path(tempfile.mkdtemp(prefix="ser-ray-", dir="/tmp"))
+            self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | _token(self._folder))
+        import ray
+
+        _forget_token()
+        if ray.is_initialized():
+            self._close()
+            raise UserError(
+                "a Ray session is open in this process already",
+                hint="use that one, or close it before the next",
+            )
+        options: dict[str, Any] = (
+            {"num_cpus": self.cpus, "include_dashboard": False} if self.address is None else {}
+        )
+        try:
+            ray.init(
+                address=self.address or "local",
+                namespace=self.namespace,
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=False,
+                runtime_env={"env_vars": self.env},
+                **options,
+            )
+            self._started = True
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            self._close()
+            if self.address is None:
+                raise
+            raise UserError(
+                f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
+                where=self.address,
+                hint="check that it runs (ray status) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those of its head",
+            ) from error
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._started:
+            import ray
+
+            ray.shutdown()
+            self._started = False
+        for name, value in self._saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._saved = {}
+        _forget_token()
+        if self._folder:
+            _remove(self._folder)
+            self._folder = None
+
+    def _set(self, variables: Mapping[str, str]) -> None:
+        for name, value in variables.items():
+            self._saved[name] = os.environ.get(name)
+            os.environ[name] = value
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        num_cpus: float = 1,
+        max_in_flight: int | None = None,
+        max_retries: int = 3,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields (index of the item, function(item)) as tasks finish, in any order.
+
+        Args:
+            function: Picklable; tasks are repeated when their worker dies, so it must be idempotent.
+            items: Small picklable things (URLs and numbers, no audio); drawn as there is room.
+            num_cpus: CPUs a task takes.
+            max_in_flight: Tasks handed to Ray at a time; default twice the cluster's CPUs.
+            max_retries: Repeats of a task whose worker or node died; -1 without end.
+
+        Raises:
+            UserError: As the function raised it. Any other exception of a task comes as its own type, too.
+        """
+        import ray
+
+        def call(item: Any) -> Any:  # ray.remote refuses partials and instances as they are
+            return function(item)
+
+        task = ray.remote(num_cpus=num_cpus, max_retries=max_retries)(call)
+        limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        queue = enumerate(items)
+        running: dict[Any, int] = {}
+        try:
+            while True:
+                while len(running) < limit and (item := next(queue, None)) is not None:
+                    running[task.remote(item[1])] = item[0]
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                try:
+                    result = ray.get(done[0])
+                except ray.exceptions.RayTaskError as error:
+                    raise (error.cause if isinstance(error.cause, UserError) else error) from None
+                yield running.pop(done[0]), result
+        finally:
+            # Cancelling a task in the moment in which it finishes aborts the whole process (a failed check in Ray 2.60's
+            # task manager, seen); those that are about to finish get a moment, so that only long ones are cancelled.
+            if running:
+                _, late = ray.wait(list(running), num_returns=len(running), timeout=1.0)
+                for reference in late:
+                    ray.cancel(reference)
+
+
+def _token(folder: Path) -> dict[str, str]:
+    """Variables that make an embedded cluster ask for a token of its own."""
+    path = folder / "token"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _forget_token() -> None:
+    """Ray keeps the first token of a process for good; the next cluster of this process has another one."""
+    try:
+        from ray._raylet import AuthenticationTokenLoader
+    except ImportError:
+        return
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a session's folder; its daemons may write their last lines while we do."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)

@@ -1,0 +1,185 @@
+"""The `ser` command. Verbs say what to do; values live in the recipe (`key.path=value` overrides them)."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.display import Display
+from shards.errors import UserError
+
+app = typer.Typer(
+    help="Speech emotion recognition: pack corpora, train teachers, store their targets, distil students, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+RecipeName = Annotated[
+    str, typer.Argument(help="a recipe file, or the name of one that comes with the package")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="overrides: key.path=value")]
+Variant = Annotated[str | None, typer.Option(help="a variant named in the recipe")]
+
+
+def _run(
+    name: str, overrides: list[str] | None, variant: str | None, until: str, only: str | None = None
+) -> None:
+    from launch.run import run, table
+    from ser.recipe import load
+
+    display = Display()
+    recipe = load(name, overrides or [], variant)
+    lines = run(recipe, display, until, only)
+    display.table(
+        f"{recipe.name} ({recipe.directory})", ["stage", "made", "kept", "seconds", ""], table(lines)
+    )
+    if until == "report":
+        display.say(f"report: {(recipe.directory / 'report.html').resolve()}")
+
+
+@app.command()
+def run(
+    recipe: RecipeName, overrides: Overrides = None, variant: Variant = None, until: str = "report"
+) -> None:
+    """Make whatever a recipe still misses, in order, and write its report."""
+    _run(recipe, overrides, variant, until)
+
+
+@app.command()
+def train(
+    recipe: RecipeName, overrides: Overrides = None, variant: Variant = None, model: str | None = None
+) -> None:
+    """Train a recipe's teachers (or one model, with what it needs)."""
+    _run(recipe, overrides, variant, "distill" if model else "train", model)
+
+
+@app.command()
+def targets(recipe: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Store the targets of a recipe's teachers, training them first where needed."""
+    _run(recipe, overrides, variant, "targets")
+
+
+@app.command()
+def distill(recipe: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Train a recipe's students, with all that they need."""
+    _run(recipe, overrides, variant, "distill")
+
+
+@app.command()
+def evaluate(recipe: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Score all models of a recipe on their test folds, with intervals (report.json)."""
+    _run(recipe, overrides, variant, "evaluate")
+
+
+@app.command()
+def report(recipe: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Write report.html and report.json of a recipe, making first what is missing."""
+    _run(recipe, overrides, variant, "report")
+
+
+@app.command()
+def pack(
+    recipe: Annotated[str | None, typer.Argument(help="a recipe, to pack its dataset")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="READER=FOLDER, instead of a recipe; repeatable")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="dataset folder or URL, with --corpus")] = None,
+    add: Annotated[bool, typer.Option(help="add to the dataset; no shard changes")] = False,
+    shard_seconds: float = 3600.0,
+    workers: Annotated[int | None, typer.Option(help="CPUs; default all")] = None,
+    withdraw_speaker: Annotated[
+        str | None, typer.Option(help="CORPUS/SPEAKER leaves the dataset at --out")
+    ] = None,
+    erase: Annotated[bool, typer.Option(help="rewrite the shards of withdrawn speakers at --out")] = False,
+) -> None:
+    """Pack corpora into WebDataset shards; withdraw a speaker; erase what was withdrawn."""
+    from launch.pack import pack_corpora, withdraw_or_erase
+
+    display = Display()
+    if withdraw_speaker or erase:
+        withdraw_or_erase(out, withdraw_speaker, erase, display)
+    elif corpus:
+        pack_corpora(corpus, out, add, shard_seconds, workers, display)
+    elif recipe:
+        _run(recipe, [], None, "pack")
+    else:
+        raise UserError(
+            "nothing to pack", hint="ser pack RECIPE, or ser pack --corpus emodb=FOLDER --out DATASET"
+        )
+
+
+@app.command()
+def verify(dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")]) -> None:
+    """Re-read a whole dataset and name every bad shard and key."""
+    from shards.verify import verify as check
+
+    problems = check(dataset)
+    for problem in problems:
+        typer.echo(str(problem))
+    typer.echo(f"{dataset}: {'ok' if not problems else f'{len(problems)} problems'}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def data(
+    dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
+    who_heard: Annotated[str | None, typer.Option(help="CORPUS/SPEAKER: who has heard this speaker")] = None,
+    runs: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
+) -> None:
+    """Describe a dataset, or list every target, model and export that has heard a speaker."""
+    from launch.pack import describe_dataset, list_who_heard
+
+    display = Display()
+    if who_heard:
+        list_who_heard(dataset, who_heard, runs, display)
+    else:
+        describe_dataset(dataset, display)
+
+
+@app.command()
+def recipe(name: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Print a recipe in full, as it resolves."""
+    import yaml
+
+    from ser.recipe import load
+
+    typer.echo(yaml.safe_dump(load(name, overrides or [], variant).dump(), sort_keys=False))
+
+
+@app.command()
+def doctor(mend: Annotated[bool, typer.Option(help="remove what cannot load")] = False) -> None:
+    """Check the environment and say what to do."""
+    from ser import doctor as checks
+
+    if mend:
+        checks.mend()
+    findings = list(checks.examine())
+    for finding in findings:
+        typer.echo(
+            f"{'ok  ' if finding.well else 'FAIL'} {finding.check}"
+            + ("" if finding.well else f"\n     {finding.advice}")
+        )
+    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is printed without a traceback; a stopped run has its own exit code."""
+    from ser.stopping import EXIT_CODE, Stopped
+
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command to go on", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

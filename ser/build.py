@@ -1,0 +1,247 @@
+"""Everything that one training needs, gathered before its first step: rows, plan, labels, targets, model, objective."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ser import exposure
+from ser.distributed import World
+from ser.inputs import complete, needs_of
+from ser.job import Job, directory, train_config
+from ser.loss import Objective, Projectors, Supervision
+from ser.models import SERModel, build, load
+from ser.produce import feature_stores, teacher_store
+from ser.protocol import Fold, Labels
+from ser.recipe import TrainConfig
+from ser.setting import Setting, supervision
+from ser.sources import CrossFitted, Permuted, TargetSource, parts_of
+from shards import law
+from shards.dataset import Dataset
+from shards.errors import UserError
+from shards.loader import Needs, load_slot
+from shards.plan import Plan, PlanConfig, Slot
+from shards.targets import TargetStore
+from shards.views import ViewPolicy, view_samples
+
+NORMALISATION_ROWS = 2000
+
+
+class Trainable(nn.Module):
+    """What the optimiser moves: the model that is exported and the projectors that are not."""
+
+    def __init__(self, model: SERModel, projectors: Projectors | None):
+        super().__init__()
+        self.model = model
+        self.projectors = projectors
+
+    def forward(self, batch: Any) -> Any:
+        return self.model(batch)
+
+
+@dataclass
+class Ingredients:
+    """One training, ready to start."""
+
+    setting: Setting
+    job: Job
+    config: TrainConfig
+    fold: Fold
+    rows: np.ndarray
+    plan: Plan
+    total_steps: int
+    needs: Needs
+    features: dict[str, TargetStore]
+    model: SERModel
+    blank: SERModel
+    trainable: Trainable
+    encoder_parameters: list[nn.Parameter]
+    objective: Objective
+    weights: dict[str, float]
+    exposure: exposure.Exposure
+    licences: list[str] = field(default_factory=list)
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.setting.dataset
+
+    @property
+    def policy(self) -> ViewPolicy:
+        return self.setting.policy
+
+    @property
+    def seed(self) -> int:
+        return self.job.seed
+
+    @property
+    def dev_labels(self) -> Labels:
+        return self.setting.labels
+
+    @property
+    def select_metric(self) -> str:
+        return self.setting.protocol.select_metric
+
+
+def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
+    """Open, check and build all that `ser.train` loops over.
+
+    Raises:
+        UserError: A fold that leaks through a teacher, targets that are missing or do not fit, no labelled rows.
+    """
+    recipe, dataset = setting.recipe, setting.dataset
+    entry, config, fold = recipe.models[job.model], train_config(recipe, job), setting.folds[job.fold]
+    labels, labelled = supervision(setting, fold, job.model, config.class_weights)
+    rows = fold.train if entry.data == "all" else labelled
+    if job.part is not None:
+        parts = parts_of(dataset, fold.train, entry.cross_fit, job.seed)
+        rows = rows[parts[rows] != job.part]
+    if len(rows) == 0:
+        raise UserError(
+            f"no training utterance for {job}",
+            where=setting.protocol.name,
+            hint="check `labelled` and the fold",
+        )
+    features = feature_stores(setting)
+    sources = {name: _source(setting, job, name, rows) for name in entry.target_sources}
+    model = _model(setting, job, rows, features)
+    blank = copy.deepcopy(model)
+    projectors = _projectors(model, entry, sources)
+    trainable = Trainable(model, projectors)
+    objective = Objective(entry.objective, labels, sources, projectors, config.label_smoothing)
+    plan = _plan(setting, job, config, rows, labels)
+    total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
+    encoder = getattr(model, "encoder", None)
+    heard = _exposure(setting, job, rows, model)
+    return Ingredients(
+        setting, job, config, fold, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
+        list(encoder.parameters()) if isinstance(encoder, nn.Module) else [], objective,
+        {name: term.weight for name, term in objective.terms.items()}, heard,
+        sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
+    )  # fmt: skip
+
+
+def _plan(setting: Setting, job: Job, config: TrainConfig, rows: np.ndarray, labels: Supervision) -> Plan:
+    dataset, policy = setting.dataset, setting.policy
+    weights = None
+    if config.law == "temperature":
+        # rows without a class form a group of their own
+        groups = law.combine(dataset.corpus[rows], dataset.language[rows], labels.classes[rows] + 1)
+        weights = law.temperature(groups, config.alpha)
+    plan_config = PlanConfig(job.seed, config.slot_seconds, config.slots, config.pool_shards, policy.count)
+
+    def durations(r: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return view_samples(policy, dataset.key_hash[r], v, dataset.samples[r])
+
+    return Plan(
+        dataset.key_hash,
+        dataset.samples,
+        dataset.shard,
+        dataset.corpus,
+        rows,
+        plan_config,
+        weights,
+        durations,
+    )
+
+
+def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, TargetStore]) -> SERModel:
+    """The model with its starting weights; tokenizer and normalisation come from the training rows alone."""
+    recipe, dataset = setting.recipe, setting.dataset
+    entry = recipe.models[job.model]
+    components = {
+        name: load(model_directory(setting, Job(job.fold, name, recipe.seeds_of(name)[0])))[0]
+        for name in entry.components
+    }
+    texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
+    has_dimensions = (
+        any(term.loss in ("ccc", "dimensions") for term in entry.objective) or not entry.objective
+    )
+    model = build(entry.model, len(setting.classes), has_dimensions, texts=texts, components=components)
+    fit_normalisation(model, dataset, rows, features, setting)
+    if getattr(entry.model, "mode", None) == "product":
+        known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
+        counts = np.bincount(known[known >= 0], minlength=len(setting.classes))
+        model.fit_prior(torch.from_numpy(counts / counts.sum()))
+    if entry.train is not None and entry.train.init_from:
+        start, _ = load(entry.train.init_from)
+        try:
+            model.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"init_from does not fit the model of {job.model}: {str(error).splitlines()[1].strip()}",
+                where=entry.train.init_from,
+                hint="give a model directory of the same `model` configuration",
+            ) from None
+    return model
+
+
+def fit_normalisation(
+    model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
+) -> None:
+    """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
+    if not hasattr(model, "fit_normalisation"):
+        return
+    from ser.features.normalise import fit as fit_frames
+
+    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
+    views = np.full(len(chosen), setting.train_views[0], np.int64)
+    needs = needs_of(model, features)
+
+    def batches():
+        for start in range(0, len(chosen), 64):
+            slot = Slot(chosen[start : start + 64], views[start : start + 64])
+            batch = complete(load_slot(dataset, slot, needs, setting.policy), model)
+            yield model.frames(batch)
+
+    mean, deviation = fit_frames(batches())
+    model.fit_normalisation(mean, deviation)
+
+
+def model_directory(setting: Setting, job: Job) -> Any:
+    """Where a finished training's model lies."""
+    return directory(setting.recipe, job) / "model"
+
+
+def _projectors(model: SERModel, entry: Any, sources: dict[str, TargetSource]) -> Projectors | None:
+    sizes = {}
+    for term in entry.objective:
+        if term.loss == "embedding":
+            output = next(o for o in sources[term.teacher].spec.outputs if o.name == "embedding")
+            sizes[term.teacher] = output.shape[0]
+    return Projectors(model.embedding_size, sizes) if sizes else None
+
+
+def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSource:
+    """Targets of teacher `name` for this training."""
+    recipe, fold = setting.recipe, setting.folds[job.fold]
+    teacher = recipe.models[name]
+    seed = recipe.seeds_of(name)[0]
+    source: Any = teacher_store(setting, Job(job.fold, name, seed))
+    if teacher.cross_fit:
+        copies = [teacher_store(setting, Job(job.fold, name, seed, part=k)) for k in range(teacher.cross_fit)]
+        source = CrossFitted(source, copies, parts_of(setting.dataset, fold.train, teacher.cross_fit, seed))
+    if recipe.models[job.model].permute_targets:
+        source = Permuted(source, rows, job.seed)
+    return source
+
+
+def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> exposure.Exposure:
+    """What the model hears, closed over its teachers; refused when a fold leaks through them."""
+    recipe, dataset, fold = setting.recipe, setting.dataset, setting.folds[job.fold]
+    own = exposure.Exposure(
+        fit=exposure.of_rows(dataset, rows),
+        select=exposure.of_rows(dataset, fold.dev),
+        unknown=tuple(model.hub_names),
+    )
+    teachers = {}
+    for name in recipe.models[job.model].needs:
+        _, meta = load(model_directory(setting, Job(job.fold, name, recipe.seeds_of(name)[0])))
+        teachers[name] = exposure.Exposure.from_json(meta["exposure"])
+    exposure.check_student(
+        dataset, fold.test, fold.dev, own, teachers, setting.protocol.strictness, recipe.allow_unknown,
+        fold=job.fold, model=job.model,
+    )  # fmt: skip
+    return exposure.closed(own, teachers)

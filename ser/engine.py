@@ -1,0 +1,227 @@
+"""DeepSpeed around one model: initialise, backward, agreed step, gathered weights.
+
+DeepSpeed divides each backward by the accumulation steps and averages over ranks; the loss that comes in is already
+scaled by (world x accumulation) / N (see `ser.loss`), so a global step equals one big batch for every layout.
+
+A step with a non-finite loss or gradient on any rank is skipped on all: the wrapped AdamW does nothing in that step,
+so weights, moments and step counts stay as they were at every ZeRO stage, while DeepSpeed clears its gradients as
+usual.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ser.distributed import World, any_rank, prepare_environment
+from ser.recipe import OptimizerConfig, TrainConfig
+from shards.errors import UserError
+
+
+class SkippableAdamW(torch.optim.AdamW):
+    """AdamW whose `step` does nothing while `skip` is set."""
+
+    skip = False
+
+    def step(self, closure: Any = None) -> Any:
+        """One update, or nothing."""
+        return None if self.skip else super().step(closure)
+
+
+class Engine:
+    """One model in training.
+
+    Args:
+        model: All that is trained (the exported model and its projectors), weights loaded, on any device.
+        config: How; `slots / world.size` is the accumulation.
+        world: This process's place.
+        encoder_parameters: Parameters that take `optimizer.encoder_lr`.
+
+    Raises:
+        UserError: The world does not divide the slots.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        world: World,
+        encoder_parameters: Iterable[nn.Parameter] = (),
+    ):
+        if config.slots % world.size:
+            fit = [w for w in range(1, config.slots + 1) if config.slots % w == 0]
+            raise UserError(
+                f"{world.size} workers cannot share {config.slots} slots a step",
+                hint=f"use one of these: {fit}",
+            )
+        prepare_environment()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import deepspeed
+        deepspeed.utils.logger.setLevel(logging.ERROR)
+        self.config, self.world = config, world
+        self.accumulation = config.slots // world.size
+        self.finite = True
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(self._watch)
+        self.optimizer = SkippableAdamW(
+            _groups(model, config.optimizer, encoder_parameters),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+        )
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        deepspeed.init_distributed(
+            dist_backend="nccl" if world.device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=model.to(world.device),
+            optimizer=self.optimizer,
+            config=deepspeed_config(config, self.accumulation),
+        )
+
+    def _watch(self, gradient: torch.Tensor) -> None:
+        # A tensor stays on the device: no synchronisation until the step decides.
+        self.finite = self.finite & torch.isfinite(gradient.sum())
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module (forward through `self.engine`)."""
+        return self.engine.module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that compute."""
+        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of one slot's scaled loss."""
+        self.finite = self.finite & torch.isfinite(loss.detach())
+        self.engine.backward(loss)
+
+    def micro_step(self, rate: float, last: bool) -> bool:
+        """After each backward; on the step's last slot the weights move. Returns False when the step was skipped.
+
+        Args:
+            rate: Factor on the base learning rates.
+            last: This was the last slot of the global step on this rank.
+        """
+        if not last:
+            self.engine.step()
+            return True
+        bad = any_rank(not bool(self.finite), self.world)
+        self.finite = True
+        self.optimizer.skip = bad
+        for group, base in zip(self.optimizer.param_groups, self.base_rates):
+            group["lr"] = base * rate
+        self.engine.step()
+        self.optimizer.skip = False
+        return not bad
+
+    def gradient_norm(self) -> float:
+        """Norm of the last step's gradient before clipping, where DeepSpeed computed one; else nan."""
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Full fp32 weights and buffers on CPU, gathered over ranks (every rank calls; every rank gets them)."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        state: dict[str, torch.Tensor] = {}
+        sharded = self.config.zero_stage > 0 or self.config.precision != "fp32"
+        for name, parameter in self.module.named_parameters():
+            full = safe_get_full_fp32_param(parameter) if sharded and parameter.requires_grad else None
+            if full is None:
+                with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+                    full = parameter.detach().clone()
+            state[name] = (
+                full.detach().float().cpu().clone() if full.is_floating_point() else full.cpu().clone()
+            )
+        for name, buffer in self.module.named_buffers():
+            if name in self.module.state_dict():
+                state[name] = buffer.detach().cpu().clone()
+        return state
+
+    def save(self, directory: Path, tag: str) -> None:
+        """Write DeepSpeed's files into `directory/tag` (every rank calls)."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+
+    def load(self, directory: Path, tag: str) -> None:
+        """Restore weights, moments and counters from files whose hashes the caller has verified."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path, _ = self.engine.load_checkpoint(
+                str(directory), tag=tag, load_module_strict=True, load_optimizer_states=True
+            )
+        if path is None:
+            raise UserError("DeepSpeed found no checkpoint", where=str(directory / tag))
+
+
+def _groups(
+    model: nn.Module, config: OptimizerConfig, encoder: Iterable[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Parameter groups: encoder or not, decayed or not (biases, norms and scalars are not decayed)."""
+    inside = {id(parameter) for parameter in encoder}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in inside, parameter.ndim > 1), []).append(parameter)
+    if not groups:
+        raise UserError("the model has no trainable parameter", hint="unfreeze a part or drop `train`")
+    return [
+        {
+            "params": parameters,
+            "lr": (config.encoder_lr or config.lr) if in_encoder else config.lr,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        for (in_encoder, decayed), parameters in sorted(groups.items())
+    ]
+
+
+def deepspeed_config(config: TrainConfig, accumulation: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. Clipping is always written: DeepSpeed clips at 1.0 unless told."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if config.offload != "none":
+        if config.zero_stage == 0:
+            raise UserError("offload needs zero_stage 1 or more", hint="set train.zero_stage=2")
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if config.offload == "parameters":
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        # The loader cuts batches by seconds; DeepSpeed only needs numbers that multiply out.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def rate(schedule: str, warmup: float, step: int, total: int) -> float:
+    """Factor on the base learning rate at `step` of `total`: linear warm-up, then cosine, linear or constant."""
+    import math
+
+    warm = max(1, round(warmup * total))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, total - warm)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,333 @@
+"""Evaluation of a recipe: every finished model scored, compared and described, written whole to `report.json`.
+
+Guarantees: every test utterance counts once in every model and seed; numbers carry their interval or the reason why
+there is none; what is not finished is named, not skipped in silence. JSON holds null where a number is undefined.
+Gives up: speeds are measured once for the same weights and processor, and then kept.
+"""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser import facts, scoring
+from ser.checkpoint import write_json
+from ser.recipe import Comparison
+from ser.results import Model, collect, voices
+from ser.setting import Setting
+from ser.speed import cpu, real_time_factor
+from ser.truth import field
+from shards.errors import UserError
+
+SCHEMA = 1
+OWN = "labels"
+
+
+def evaluate(setting: Setting) -> dict[str, Any]:
+    """Score every finished model of the recipe and write `<run>/report.json`.
+
+    Returns:
+        What was written. `models` by name (their order is `order`); scores stand under the reference labels they are
+        against: "labels" are the protocol's own, others as the recipe's `report.references` names them.
+
+    Raises:
+        UserError: Nothing is finished, a comparison names no model or metric, predictions that do not fit their fold.
+    """
+    recipe, protocol = setting.recipe, setting.protocol
+    _check(setting)
+    models, incomplete = collect(setting)
+    path = recipe.directory / "report.json"
+    speeds = _kept_speeds(path)
+    truths = _truths(setting)
+    any_model = next(iter(models.values()))
+    speakers = voices(setting, any_model.test.rows)
+    told = {name: describe(setting, models, name, truths, speakers, speeds) for name in models}
+    report = {
+        "schema": SCHEMA,
+        "name": recipe.name,
+        "about": recipe.about,
+        "protocol": protocol.model_dump(mode="json"),
+        "headline": headline(setting),
+        "folds": facts.folds(setting),
+        "data": facts.data(setting),
+        "classes": setting.classes,
+        "dimensions": list(protocol.dimensions),
+        "views": {"count": setting.policy.count, "policy": recipe.views},
+        "test": _test_set(setting, any_model, truths, speakers),
+        "ceilings": _ceilings(setting),
+        "order": list(models),
+        "models": told,
+        "incomplete": incomplete,
+        "comparisons": _comparisons(setting, models, truths, speakers),
+        "findings": [asdict(finding) for finding in facts.findings(setting, models)],
+        "environment": _read(recipe.directory / "environment.json"),
+        "recipe": recipe.dump(),
+    }
+    report = plain(report)
+    write_json(path, report)
+    return report
+
+
+def headline(setting: Setting) -> str:
+    """The metric that stands first: the one that chooses checkpoints, where it is one that can be compared."""
+    metric = setting.protocol.select_metric
+    if metric in scoring.COMPARABLE:
+        return metric
+    return "ua" if setting.classes else "ccc"
+
+
+def describe(
+    setting: Setting,
+    models: dict[str, Model],
+    name: str,
+    truths: dict[str, Any],
+    speakers: np.ndarray,
+    speeds: dict[tuple[str, str], dict[str, Any]],
+) -> dict[str, Any]:
+    """Everything that the report says of one model."""
+    model, entry = models[name], setting.recipe.models[name]
+    first = next(iter(model.trainings.values()))
+    own = truths[OWN]
+    train = entry.train.model_dump(mode="json") if entry.train is not None else None
+    return {
+        "role": entry.role,
+        "kind": first.facts["config"]["kind"],
+        "inputs": first.facts["inputs"],
+        "source": source_of(first.facts["inputs"]),
+        "needs": list(entry.needs),
+        "data": entry.data if entry.train is not None else None,
+        "permuted": entry.permute_targets,
+        "label_from": entry.label_from,
+        "labelled": entry.labelled,
+        "objective": [_term(term) for term in entry.objective],
+        "train": train,
+        "parameters": first.facts["parameters"]["total"],
+        "bytes": sum((first.folder / "model" / file).stat().st_size for file in first.facts["files"]),
+        "speed": _speed(setting, first, model, speeds),
+        "seeds": model.seeds,
+        "missing": model.missing,
+        "unanswered": scoring.unanswered(model.test),
+        "exposure": facts.exposure(setting, model),
+        "licences": facts.licences(setting, models, name),
+        "scores": {
+            reference: _scores(setting, model, truth.of(model.test.rows), speakers)
+            for reference, truth in truths.items()
+        },
+        "dev": _dev(model, own),
+        "calibration": scoring.calibration(own.of(model.test.rows), model.test),
+        "sureness": facts.sureness(setting, model),
+        "trainings": [facts.training(one) for one in model.trainings.values()],
+        "curves": [facts.curve(one, setting.protocol.select_metric) for one in model.trainings.values()],
+    }
+
+
+def _term(term: Any) -> dict[str, Any]:
+    """A term of an objective: what matters of it to a reader."""
+    kept = {"loss": term.loss, "weight": term.weight, "teachers": list(term.sources)}
+    return kept | ({"temperature": term.temperature} if term.loss in ("kl", "multi_kl") else {})
+
+
+def _scores(setting: Setting, model: Model, truth: scoring.Truth, speakers: np.ndarray) -> dict[str, Any]:
+    """Scores of one model against one set of labels."""
+    system, dataset = model.test, setting.dataset
+    per_fold = scoring.by_fold(truth, system)
+    languages, corpora = list(dataset.languages), list(dataset.corpora)
+    names = {
+        "language": [languages[c] if c >= 0 else None for c in np.asarray(dataset.language)[system.rows]],
+        "corpus": [corpora[c] for c in np.asarray(dataset.corpus)[system.rows]],
+        "gender": field(dataset, "gender", system.rows),
+    }
+    metrics = [m for m in dict.fromkeys((headline(setting), "ua", "ccc")) if m in scoring.COMPARABLE]
+    return {
+        "pooled": scoring.pooled(truth, system, speakers),
+        "mean_over_folds": scoring.mean_over_folds(per_fold),
+        "cells": [
+            {
+                "fold": fold,
+                "seed": seed,
+                "utterances": int((system.fold == f).sum()),
+                **{n: v[s] for n, v in per_fold[f].items()},
+            }
+            for f, fold in enumerate(setting.folds)
+            for s, seed in enumerate(model.seeds)
+        ],
+        "confusion": scoring.confusions(truth, system),
+        "groups": {
+            by: {
+                metric: found
+                for metric in metrics
+                if (found := scoring.groups(metric, truth, system, speakers, names[by]))
+            }
+            for by in setting.recipe.report.groups
+        },
+        "signs": scoring.signs(truth, system, speakers) if setting.recipe.report.ceilings else {},
+    }
+
+
+def _dev(model: Model, truth: "_Reference") -> dict[str, float] | None:
+    """Dev scores over all folds, mean over seeds: what checkpoints were chosen by, so no estimate of anything."""
+    if model.dev is None:
+        return None
+    return {
+        name: float(each.mean()) for name, each in scoring.values(truth.of(model.dev.rows), model.dev).items()
+    }
+
+
+class _Reference:
+    """One set of labels to score against."""
+
+    def __init__(self, source: str, labels: Any):
+        self.source, self.labels = source, labels
+
+    def of(self, rows: np.ndarray) -> scoring.Truth:
+        return scoring.Truth.of(self.labels, rows)
+
+
+def _truths(setting: Setting) -> dict[str, _Reference]:
+    wanted = {OWN: None, **setting.recipe.report.references}
+    return {
+        name: _Reference(source or setting.protocol.label_from, setting.labels_from(source))
+        for name, source in wanted.items()
+    }
+
+
+def _test_set(
+    setting: Setting, model: Model, truths: dict[str, _Reference], speakers: np.ndarray
+) -> dict[str, Any]:
+    """What is tested on, and what chance gives there."""
+    rows = model.test.rows
+    distinct = len(np.unique(rows))
+    out: dict[str, Any] = {
+        "utterances": len(rows),
+        "repeated": len(rows) - distinct,
+        "speakers": len(set(speakers)),
+        "references": {},
+    }
+    for name, truth in truths.items():
+        classes = truth.of(rows).classes
+        counts = np.bincount(classes[classes >= 0], minlength=len(setting.classes))
+        present = int((counts > 0).sum())
+        out["references"][name] = {
+            "source": truth.source,
+            "known": int(counts.sum()),
+            "classes": counts.tolist(),
+            "rated": int(np.isfinite(truth.of(rows).dimensions).any(1).sum()),
+            "chance_ua": 1 / present if present else None,
+            "majority_wa": float(counts.max() / counts.sum()) if counts.sum() else None,
+        }
+    return out
+
+
+def _ceilings(setting: Setting) -> dict[str, Any] | None:
+    """Best possible scores under the generated corpus's law: reference labels -> source -> scores."""
+    if not setting.recipe.report.ceilings:
+        return None
+    from shards.corpora.spokenaffect.ceilings import ceilings
+
+    table = ceilings()
+    against = {"label": "noisy", "extra.clean_label": "clean"}
+    wanted = {OWN: setting.protocol.label_from, **setting.recipe.report.references}
+    out: dict[str, Any] = {}
+    for name, source in wanted.items():
+        if source in against:
+            out[name] = {
+                kind: {"valence_sign": c.valence, "arousal_sign": c.arousal, "ua": c.ua}
+                for (kind, labels), c in table.items()
+                if labels == against[source]
+            }
+    return out
+
+
+def source_of(inputs: list[str]) -> str:
+    """What a model can know of the generated corpus's law: text shows valence, prosody arousal, audio both."""
+    return {("text",): "text", ("prosody",): "prosody"}.get(tuple(inputs), "fusion")
+
+
+def _comparisons(
+    setting: Setting, models: dict[str, Model], truths: dict[str, _Reference], speakers: np.ndarray
+) -> list[dict[str, Any]]:
+    out = []
+    for row in setting.recipe.report.compare:
+        for reference, truth in truths.items():
+            told = {**row.model_dump(), "against": reference}
+            lost = [name for name in (row.system, row.reference) if name not in models]
+            if lost:
+                out.append({**told, "result": None, "reason": f"not finished: {', '.join(lost)}"})
+                continue
+            first, second = models[row.system], models[row.reference]
+            found = scoring.compare(row.metric, truth.of(first.test.rows), first.test, second.test, speakers)
+            reason = "" if found else f"one of the two has no {row.metric}, or the labels have none"
+            out.append({**told, "result": found, "reason": reason})
+    return out
+
+
+def _check(setting: Setting) -> None:
+    """Comparisons must name models and metrics; the ceilings need the generated corpus's classes."""
+    recipe = setting.recipe
+    for row in recipe.report.compare:
+        for name in (row.system, row.reference):
+            if name not in recipe.models:
+                raise UserError(
+                    f"report.compare names {name!r}, no model of this recipe", where=recipe.name,
+                    hint=f"models: {', '.join(recipe.models)}",
+                )  # fmt: skip
+        if row.metric not in scoring.COMPARABLE:
+            raise UserError(
+                f"report.compare: {row.metric!r} cannot be compared", where=_name(row),
+                hint=f"metrics: {', '.join(scoring.COMPARABLE)}",
+            )  # fmt: skip
+    strange = set(setting.classes) - {"angry", "happy", "sad", "calm"}
+    if strange and (recipe.report.ceilings or any(r.metric in scoring.SIGNS for r in recipe.report.compare)):
+        raise UserError(
+            f"ceilings and signs are known for the classes angry, happy, sad, calm, not for {', '.join(sorted(strange))}",
+            where=recipe.name,
+            hint="report.ceilings: false",
+        )
+
+
+def _name(row: Comparison) -> str:
+    return f"{row.system} - {row.reference}"
+
+
+def _speed(
+    setting: Setting, first: Any, model: Model, kept: dict[tuple[str, str], dict[str, Any]]
+) -> dict[str, Any]:
+    """Measured, or taken from the last report where weights and processor are the same."""
+    weights = first.facts["files"]["model.safetensors"]
+    found = kept.get((weights, cpu()))
+    if found is None:
+        found = real_time_factor(setting, first.folder / "model", model.test.rows)
+    return {**found, "weights": weights}
+
+
+def _kept_speeds(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    old = _read(path) or {}
+    if old.get("schema") != SCHEMA:
+        return {}
+    speeds = [entry["speed"] for entry in old["models"].values()]
+    return {(speed["weights"], speed["cpu"]): speed for speed in speeds}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values: numpy numbers unwrapped, undefined numbers null, keys as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,43 @@
+"""What a model needs of a batch: stored features where the run has them, else computed from the audio on the spot."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ser.models.base import SERModel
+from ser.sources import TargetSource
+from shards.loader import Batch, Needs
+from shards.targets import TargetStore
+
+
+def needs_of(
+    model: SERModel, features: Mapping[str, TargetStore], targets: Mapping[str, TargetSource] | None = None
+) -> Needs:
+    """What the loader must bring for `model`.
+
+    Args:
+        model: Reads `model.inputs`.
+        features: Stored features of this run, by input name ("mel", "prosody").
+        targets: Stored targets of teachers, by name.
+    """
+    stored = {name: features[name] for name in model.inputs if name in features}
+    missing = {name for name in ("mel", "prosody") if name in model.inputs and name not in stored}
+    return Needs(
+        waveform="waveform" in model.inputs or bool(missing),
+        text="text" in model.inputs,
+        features=stored,
+        targets=dict(targets or {}),
+    )
+
+
+def complete(batch: Batch, model: SERModel) -> Batch:
+    """The batch with every frame feature that `model` reads; what was not stored is computed from the waveform."""
+    if "prosody" not in model.inputs or "prosody" in batch.features or not len(batch):
+        return batch
+    from ser.features import prosody
+
+    frames, lengths = prosody.extract(batch.waveform, batch.lengths)
+    return replace(
+        batch,
+        features={**batch.features, "prosody": frames},
+        feature_lengths={**batch.feature_lengths, "prosody": lengths},
+    )

@@ -1,0 +1,244 @@
+"""The objective of one model: which terms, over which rows, scaled so that a global step is one batch.
+
+Each slot's loss is, summed over terms, weight x sum_i(w_i l_i) x (world x accumulation) / N, where N is the sum of
+w over the whole global step, known from the plan and the labels alone (design: a global step is one batch). DeepSpeed
+then divides by the accumulation and averages over ranks, which leaves sum / N. An utterance that could not be read
+adds 0 and stays in N; N = 0 gives 0. CCC is a function of the whole step: see `ser.objectives.moments`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser import objectives
+from ser.models import ModelOutput
+from ser.recipe import Term
+from ser.sources import TargetSource
+from shards.loader import Batch
+from shards.plan import Slot
+from shards.targets import PRESENT
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What the labels say about every row of the dataset, as this training may see it.
+
+    Attributes:
+        classes: (n,) int64, -1 where missing or hidden.
+        soft: (n, K) float32 label distributions, zeros where missing; None without votes.
+        dimensions: (n, 3) float32 valence, arousal, dominance in [0, 1], nan where missing or hidden.
+        class_weights: (K,) float32.
+    """
+
+    classes: np.ndarray
+    soft: np.ndarray | None
+    dimensions: np.ndarray
+    class_weights: np.ndarray
+
+
+class Projectors(nn.ModuleDict):
+    """Linear maps from the student's embedding to each teacher's, trained with the student and then dropped."""
+
+    def __init__(self, student: int, teachers: Mapping[str, int]):
+        super().__init__({name: nn.Linear(student, size) for name, size in teachers.items()})
+
+
+class Objective:
+    """All terms of one training.
+
+    Args:
+        terms: From the recipe.
+        supervision: Labels of every row.
+        sources: Targets of each teacher that a term names.
+        projectors: For embedding terms.
+        smoothing: Label smoothing of the cross entropy.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        supervision: Supervision,
+        sources: Mapping[str, TargetSource],
+        projectors: Projectors | None = None,
+        smoothing: float = 0.0,
+    ):
+        self.supervision, self.sources = supervision, sources
+        self.projectors, self.smoothing = projectors, smoothing
+        self.terms = {_name(term): term for term in terms}
+        self.row_terms = {name: t for name, t in self.terms.items() if t.loss != "ccc" or t.scope == "slot"}
+        self.step_ccc = {name: t for name, t in self.terms.items() if t.loss == "ccc" and t.scope == "step"}
+
+    def totals(self, slots: Sequence[Slot]) -> dict[str, float]:
+        """N of every row-wise term over all slots of a global step; no audio is touched."""
+        rows = np.concatenate([slot.rows for slot in slots])
+        views = np.concatenate([slot.views for slot in slots])
+        return {
+            name: float(self._plan_weights(term, rows, views).sum()) for name, term in self.row_terms.items()
+        }
+
+    def _plan_weights(self, term: Term, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """(B,) weight of each row in a term, from labels and target states alone."""
+        if term.loss == "cross_entropy":
+            return self._class_weight(rows)
+        if term.loss == "ccc":
+            return np.isfinite(self.supervision.dimensions[rows]).any(1).astype(np.float64)
+        present = [self.sources[name].state(rows, views) == PRESENT for name in term.sources]
+        return np.any(present, axis=0).astype(np.float64)
+
+    def _class_weight(self, rows: np.ndarray) -> np.ndarray:
+        supervision = self.supervision
+        if supervision.soft is not None:
+            soft = supervision.soft[rows].astype(np.float64)
+            return (soft * supervision.class_weights).sum(1)
+        classes = supervision.classes[rows]
+        return np.where(classes >= 0, supervision.class_weights[classes], 0.0)
+
+    def slot_loss(
+        self,
+        output: ModelOutput,
+        batch: Batch,
+        totals: Mapping[str, float],
+        scale: float,
+        ccc_moments: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scaled loss of one slot, to be back-propagated, and each term's share of the step's value for the log.
+
+        Args:
+            output: The model's answers for the slot's B rows.
+            batch: The slot.
+            totals: N of each term over the global step.
+            scale: World x accumulation.
+            ccc_moments: Moments of each step-wide CCC term over the whole step.
+
+        Returns:
+            Scalar loss in float32 (connected to the parameters even for an empty slot), and the shares.
+        """
+        loss = (
+            sum(
+                part.float().sum()
+                for part in (output.logits, output.dimensions, output.embedding)
+                if part is not None
+            )
+            * 0.0
+        )
+        if self.projectors is not None and not len(batch):
+            loss = (
+                loss + sum(_wide(layer(output.embedding)).sum() for layer in self.projectors.values()) * 0.0
+            )
+        shares: dict[str, Tensor] = {}
+        for name, term in self.row_terms.items():
+            if not totals[name] or not len(batch):
+                continue
+            values, weights = self._term(term, output, batch)
+            if term.loss == "ccc":
+                # LEGACY: CCC of the slot alone, averaged over slots
+                part = values / scale
+            else:
+                keep = weights > 0
+                part = (torch.where(keep, values, 0.0) * weights).sum() / totals[name]
+            loss = loss + term.weight * part * scale
+            shares[name] = part.detach()
+        for name, term in self.step_ccc.items():
+            if ccc_moments is None or not len(batch) or output.dimensions is None:
+                continue
+            target, weight = self._dimension_labels(batch, output.dimensions.device)
+            gradient = objectives.ccc_gradient(ccc_moments[name], output.dimensions, target, weight)
+            loss = (
+                loss
+                + term.weight
+                * scale
+                * objectives.ccc_surrogate(_wide(output.dimensions), gradient).sum()
+            )
+        return loss, shares
+
+    def moments(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """(6, 3) CCC moments of one slot; add over slots and ranks."""
+        assert output.dimensions is not None, "a ccc term needs a model with dimensions"
+        target, weight = self._dimension_labels(batch, output.dimensions.device)
+        return objectives.moments(output.dimensions.detach(), target, weight)
+
+    def _dimension_labels(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+        target = torch.from_numpy(self.supervision.dimensions[batch.rows]).to(device)
+        weight = torch.isfinite(target).double() * batch.present.to(device).double().unsqueeze(1)
+        return target, weight
+
+    def _term(self, term: Term, output: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per-row losses (B,) and row weights (B,) of one term; CCC of a slot is a scalar loss."""
+        device = output.embedding.device
+        present = batch.present.to(device)
+        if term.loss == "cross_entropy":
+            supervision = self.supervision
+            classes = (
+                supervision.classes[batch.rows] if supervision.soft is None else supervision.soft[batch.rows]
+            )
+            target = torch.from_numpy(classes).to(device)
+            assert output.logits is not None, "a cross_entropy term needs a model with classes"
+            plain = objectives.cross_entropy(_wide(output.logits), target, None, self.smoothing)
+            weights = torch.from_numpy(self._class_weight(batch.rows)).to(plain)
+            return plain, weights * present
+        if term.loss == "ccc":
+            assert output.dimensions is not None
+            target, weight = self._dimension_labels(batch, device)
+            return objectives.ccc_slot(_wide(output.dimensions), target, weight), present.float()
+        answered = {name: batch.target_present[name].to(device) & present for name in term.sources}
+        if term.loss == "multi_kl":
+            return self._multi_kl(term, output, batch, answered)
+        name = term.sources[0]
+        target = batch.targets[name]
+        weights = answered[name].float()
+        if term.loss == "kl":
+            assert output.logits is not None
+            values = objectives.kl(
+                _wide(output.logits),
+                target["logits"].to(device),
+                term.temperature,
+                term.direction,
+                "sum" if term.reduction == "batchmean" else "mean",
+            )
+        elif term.loss == "embedding":
+            assert self.projectors is not None
+            projected = _wide(self.projectors[name](output.embedding))
+            values = objectives.embedding_distance(projected, target["embedding"].to(device), term.distance)
+        else:
+            assert output.dimensions is not None
+            values = (_wide(output.dimensions) - target["dimensions"].to(device)).square().mean(1)
+        return values, weights
+
+    def _multi_kl(
+        self, term: Term, output: ModelOutput, batch: Batch, answered: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        assert output.logits is not None
+        logits = _wide(output.logits)
+        teachers = torch.stack([batch.targets[name]["logits"].to(logits.device) for name in term.sources])
+        here = torch.stack([answered[name] for name in term.sources])
+        if term.weights == "uniform":
+            shares = objectives.uniform_weights(here)
+        else:
+            scope = "batch" if term.weights == "batch_cosine" else "utterance"
+            shares = objectives.cosine_weights(logits, teachers, term.tau, here, scope)
+        reduction = "sum" if term.reduction == "batchmean" else "mean"
+        values = objectives.multi_teacher_kl(
+            logits,
+            teachers,
+            shares,
+            temperature=term.temperature,
+            direction=term.direction,
+            reduction=reduction,
+        )
+        return values, here.any(0).float()
+
+    def ccc_value(self, ccc_moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Value of each step-wide CCC term, for the log."""
+        return {name: objectives.ccc_loss_from_moments(value) for name, value in ccc_moments.items()}
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32: losses of a bf16 model are taken in float32, those of a float64 one stay exact."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _name(term: Term) -> str:
+    return "/".join([term.loss, *term.sources])

@@ -1,0 +1,265 @@
+"""Model configurations: what a recipe may say about a model, checked before anything is built.
+
+Guarantees: an unknown key, a wrong type or an impossible combination is refused with the place and the reason; a
+configuration written by `model_dump(mode="json")` parses back to an equal one.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from torch import nn
+
+from shards.errors import UserError
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Pooling = Literal["mean", "attentive"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HeadConfig(_Config):
+    """What every model that learns its own heads shares.
+
+    Attributes:
+        embedding: Size of a linear + ReLU embedding layer before the heads; None takes the pooled vector itself.
+        dropout: Before the embedding layer and before the heads.
+        dimension_activation: "sigmoid" confines the dimensions to (0, 1).
+    """
+
+    embedding: Positive | None = None
+    dropout: Probability = 0.1
+    dimension_activation: Literal["none", "sigmoid"] = "none"
+
+
+class PretrainedConfig(HeadConfig):
+    """A backbone of the transformers library: a hub name or local folder, or random weights of a given shape.
+
+    Attributes:
+        name: Hub name or folder with pretrained weights.
+        revision: Commit, tag or branch on the hub.
+        local_files_only: Never ask the network; the files must lie in the cache or the folder.
+        config: Instead of a name: `model_type` and that type's own settings; weights are random.
+        num_layers: Keep only the first layers of the transformer.
+        attention: "sdpa" or "eager"; "auto" takes sdpa where the architecture has it (WavLM has not).
+        gradient_checkpointing: Recompute layers in the backward pass.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    local_files_only: bool = False
+    config: dict[str, Any] | None = None
+    num_layers: Positive | None = None
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    gradient_checkpointing: bool = False
+    pooling: Pooling = "mean"
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.name is None) == (self.config is None):
+            raise ValueError(
+                "give either name (pretrained weights) or config (random weights), not both or neither"
+            )
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("config needs model_type, for instance hubert, wavlm or bert")
+        if self.revision is not None and self.name is None:
+            raise ValueError("revision belongs to a name")
+        return self
+
+
+class LinguisticConfig(PretrainedConfig):
+    """A text encoder over transcripts.
+
+    Attributes:
+        max_tokens: Longer texts are cut.
+        pooling: Also "cls", the first token.
+        freeze: "embeddings" freezes the word embeddings, "encoder" the whole backbone.
+        tokenizer: For random weights only: how the tokenizer is built from the training texts.
+        vocabulary: For random weights only: largest vocabulary.
+    """
+
+    kind: Literal["linguistic"] = "linguistic"
+    max_tokens: Positive = 128
+    pooling: Literal["mean", "attentive", "cls"] = "mean"
+    freeze: Literal["none", "embeddings", "encoder"] = "none"
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocabulary: Annotated[int, Field(ge=8)] = 8000
+
+
+class AcousticConfig(PretrainedConfig):
+    """A HuBERT, wav2vec2 or WavLM encoder over the waveform.
+
+    Attributes:
+        layers: "weighted" learns softmax weights over all hidden states, "last" takes the last one.
+        freeze: "feature_encoder" freezes the convolutions, "encoder" the whole backbone.
+        normalise: Zero mean and unit variance per utterance; None asks the checkpoint's preprocessor_config.json,
+            and without one takes True.
+        group_norm: For encoders whose first norm runs over time (HuBERT-base, wav2vec2-base): "masked" takes its
+            statistics over true frames only and hands on an attention mask, so padding changes nothing; "plain" runs
+            the public code without any mask and declares `needs_equal_lengths`.
+        mask_time_prob: SpecAugment over hidden frames while training.
+    """
+
+    kind: Literal["acoustic"] = "acoustic"
+    layers: Literal["weighted", "last"] = "weighted"
+    freeze: Literal["none", "feature_encoder", "encoder"] = "feature_encoder"
+    normalise: bool | None = None
+    group_norm: Literal["masked", "plain"] = "masked"
+    mask_time_prob: Probability = 0.0
+
+
+class EncoderConfig(AcousticConfig):
+    """A student that is itself a (small) HuBERT, such as DistilHuBERT: the acoustic encoder with a student's defaults."""
+
+    kind: Literal["encoder"] = "encoder"
+    layers: Literal["weighted", "last"] = "last"
+
+
+class FrameConfig(HeadConfig):
+    """A network over frame features: strided convolutions, residual blocks, an optional mixer over time, pooling.
+
+    Attributes:
+        width: Channels of the convolutions.
+        strides: Time stride of each front convolution; early striding is what makes it fast.
+        kernel: Kernel of the first convolution, odd; the others have 3.
+        blocks: Residual blocks of a convolution of 3 and a pointwise layer.
+        mixer: "gru" (causal), "bigru" or "transformer" after the blocks; `mixer_layers` of them, `heads` heads.
+        skip: The features bypass the front convolutions and are concatenated to their output (TC-GRU, Mitra et al.
+            2022, figure 1); needs strides of 1.
+        pooling: Also "last", the last true frame.
+        normalise: "fitted" uses mean and deviation of the training data (`fit_normalisation`), "utterance" those of
+            the utterance, "none" neither.
+    """
+
+    width: Positive = 64
+    strides: tuple[Positive, ...] = (3, 2)
+    kernel: Positive = 5
+    blocks: Annotated[int, Field(ge=0)] = 3
+    mixer: Literal["none", "gru", "bigru", "transformer"] = "none"
+    mixer_layers: Positive = 1
+    heads: Positive = 4
+    skip: bool = False
+    pooling: Literal["mean", "attentive", "last"] = "attentive"
+    normalise: Literal["fitted", "utterance", "none"] = "fitted"
+    embedding: Positive | None = 128
+
+    @model_validator(mode="after")
+    def _shape(self):
+        if self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd, so that a frame has as many neighbours before as after")
+        if not self.strides:
+            raise ValueError("strides needs at least one entry, the first convolution")
+        if self.skip and set(self.strides) != {1}:
+            raise ValueError("skip joins features and convolution frame by frame: strides must all be 1")
+        if self.mixer == "transformer" and self.channels % self.heads:
+            raise ValueError(
+                f"heads {self.heads} must divide the {self.channels} channels before the transformer"
+            )
+        return self
+
+    @property
+    def inputs_size(self) -> int:
+        """Features of a frame."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Channels that enter the mixer."""
+        return self.width + (self.inputs_size if self.skip else 0)
+
+
+class ProsodicConfig(FrameConfig):
+    """A network over the 25 prosodic low-level descriptors (`ser.features.prosody.NAMES`), 10 ms frames."""
+
+    kind: Literal["prosodic"] = "prosodic"
+    descriptors: Positive = 25
+
+    @property
+    def inputs_size(self) -> int:
+        return self.descriptors
+
+
+class ConvConfig(FrameConfig):
+    """The small student over log-mel frames, 20 k to 3 M parameters.
+
+    Attributes:
+        bands: Mel bands.
+        features: "stored" asks the loader for the dataset's log-mel, "online" computes it from the waveform.
+    """
+
+    kind: Literal["conv"] = "conv"
+    bands: Positive = 64
+    features: Literal["stored", "online"] = "online"
+
+    @property
+    def inputs_size(self) -> int:
+        return self.bands
+
+
+class FusedConfig(HeadConfig):
+    """Several models as one.
+
+    Attributes:
+        mode: "product" adds log-posteriors of trained, frozen components and corrects for the class prior; "concat"
+            puts the embeddings side by side; "gated" mixes them by a learned softmax gate.
+        components: Name to configuration; None where the built model is handed to `build`.
+        frozen: Keep the components as they are (always so in "product").
+        dimension_weights: Product only: "learned", or name to one weight or to one weight a dimension; None is equal.
+        modality_dropout: Concat and gated: chance that a component is left out of a row while training.
+    """
+
+    kind: Literal["fused"] = "fused"
+    mode: Literal["product", "concat", "gated"] = "concat"
+    components: dict[str, "ModelConfig | None"]
+    frozen: bool = True
+    dimension_weights: Literal["learned"] | dict[str, float | tuple[float, float, float]] | None = None
+    modality_dropout: Probability = 0.0
+    embedding: Positive | None = 256
+
+    @model_validator(mode="after")
+    def _shape(self):
+        if len(self.components) < 2:
+            raise ValueError("a fused model needs two components or more")
+        for name in self.components:
+            if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"component name {name!r} must be letters, digits, underscores and no torch word"
+                )
+        if self.mode == "product" and not self.frozen:
+            raise ValueError("a product's components are trained alone and stay frozen")
+        if self.mode != "product" and self.embedding is None:
+            raise ValueError(f"mode {self.mode} needs a size of its embedding")
+        if isinstance(self.dimension_weights, dict) and set(self.dimension_weights) != set(self.components):
+            raise ValueError("dimension_weights must name exactly the components")
+        return self
+
+
+ModelConfig = Annotated[
+    LinguisticConfig | ProsodicConfig | AcousticConfig | FusedConfig | ConvConfig | EncoderConfig,
+    Field(discriminator="kind"),
+]
+FusedConfig.model_rebuild()
+_ADAPTER = TypeAdapter(ModelConfig)
+
+
+def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model") -> ModelConfig:
+    """A checked configuration from a recipe's mapping (one that is already checked is returned).
+
+    Raises:
+        UserError: With the key and the reason, for the first three faults.
+    """
+    if isinstance(config, _Config):
+        return config
+    try:
+        return _ADAPTER.validate_python(dict(config))
+    except ValidationError as error:
+        faults = [".".join(map(str, e["loc"])) + ": " + e["msg"] for e in error.errors()]
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise UserError(
+            "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
+            where=where,
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder; ser/models/config.py lists their keys",
+        ) from None

@@ -1,0 +1,63 @@
+"""The prosodic teacher: low-level descriptors of pitch, loudness, spectrum and voice quality, frame by frame."""
+
+import torch
+from torch import Tensor
+
+from ser.models.base import Heads, Inputs, ModelOutput, SERModel
+from ser.models.config import FrameConfig, ProsodicConfig
+from ser.models.layers import FrameNetwork
+from shards.errors import UserError
+
+
+class FrameModel(SERModel):
+    """A frame network with heads; a subclass says where the frames come from."""
+
+    def __init__(self, config: FrameConfig, classes: int, dimensions: bool):
+        super().__init__(config, classes, dimensions)
+        self.network = FrameNetwork(config)
+        self.heads = Heads(self.network.size, config, classes, dimensions)
+        self.embedding_size = self.heads.size
+
+    def frames(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        """Features (B, T, F) and their lengths (B,)."""
+        raise NotImplementedError
+
+    def answer(self, batch: Inputs) -> ModelOutput:
+        frames, lengths = self.frames(batch)
+        if frames.shape[-1] != self.config.inputs_size:
+            raise UserError(
+                f"the frames have {frames.shape[-1]} features, the model was built for {self.config.inputs_size}",
+                where=f"{self.config.kind} model",
+                hint="make the stored features' setting and the model's agree",
+            )
+        return self.heads(self.network(frames, lengths), lengths > 0)
+
+    def fit_normalisation(self, mean: Tensor, deviation: Tensor) -> None:
+        """Set mean and standard deviation (F,) of the training frames; only for `normalise: fitted`.
+
+        Raises:
+            UserError: Where the model normalises otherwise, or the sizes differ.
+        """
+        if self.config.normalise != "fitted":
+            raise UserError(f"the model has normalise: {self.config.normalise}", hint="set normalise: fitted")
+        mean, deviation = torch.as_tensor(mean), torch.as_tensor(deviation)
+        if mean.shape != (self.config.inputs_size,) or deviation.shape != mean.shape:
+            raise UserError(
+                f"mean and deviation must have {self.config.inputs_size} values, got {tuple(mean.shape)}"
+            )
+        if not (mean.isfinite().all() and deviation.isfinite().all()):
+            raise UserError("mean or deviation of the training frames is not finite")
+        self.network.normalise.fit(mean, deviation)
+
+
+class Prosodic(FrameModel):
+    """Reads `batch.features["prosody"]` (B, T, 25)."""
+
+    inputs = frozenset({"prosody"})
+    config: ProsodicConfig
+
+    def frames(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        return batch.features["prosody"], batch.feature_lengths["prosody"]
+
+    def frame_sizes(self) -> dict[str, int]:
+        return {"prosody": self.config.descriptors}

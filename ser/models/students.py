@@ -1,0 +1,46 @@
+"""Students: the small convolutional one over log-mel frames, and a small HuBERT."""
+
+import torch
+from torch import Tensor
+
+from ser.models.acoustic import Acoustic
+from ser.models.base import Inputs
+from ser.models.config import ConvConfig, EncoderConfig
+from ser.models.prosodic import FrameModel
+
+
+class Conv(FrameModel):
+    """Hears `batch.features["mel"]` where the batch has it, else computes the same frames from the waveform.
+
+    With `features: stored` training reads the dataset's log-mel; the saved model still answers to a waveform alone.
+    """
+
+    config: ConvConfig
+
+    def __init__(self, config: ConvConfig, classes: int, dimensions: bool):
+        super().__init__(config, classes, dimensions)
+        self.inputs = frozenset({"mel" if config.features == "stored" else "waveform"})
+        # In a list, so that it is no submodule: it has nothing to train or to save, and stays in float32 whatever
+        # precision the model is cast to.
+        self._front: list[torch.nn.Module] = []
+
+    def frames(self, batch: Inputs) -> tuple[Tensor, Tensor]:
+        # Where the batch carries neither, the loader was not asked: `inputs` says what to ask for.
+        if "mel" in batch.features:
+            return batch.features["mel"], batch.feature_lengths["mel"]
+        if not self._front:
+            from ser.features.mel import LogMel
+
+            self._front.append(LogMel(bands=self.config.bands))
+        assert batch.waveform is not None
+        with torch.no_grad(), torch.autocast(batch.waveform.device.type, enabled=False):
+            return self._front[0].to(batch.waveform.device)(batch.waveform.float(), batch.lengths)
+
+    def frame_sizes(self) -> dict[str, int]:
+        return {"mel": self.config.bands}
+
+
+class Encoder(Acoustic):
+    """A HuBERT or DistilHuBERT student: the acoustic encoder, last layer, all of it but the convolutions trained."""
+
+    config: EncoderConfig

@@ -1,0 +1,311 @@
+"""Stored features and stored targets: what they are, what is still due, and how one unit of them is computed.
+
+A feature (log-mel, prosody) and a teacher's answer are both a pure function of (utterance, view), so both are stored
+by `shards.targets` under a fingerprint of all that they depend on. A unit is the due rows of one shard in one view; it
+reads audio by range from the shard and writes one side-shard, so units can run anywhere, in any order, again.
+"""
+
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ser.infer import answer_slot, inference_slots
+from ser.inputs import needs_of
+from ser.job import Job, directory
+from ser.models import SERModel, load
+from ser.recipe import FeatureConfig, Recipe
+from ser.setting import Setting, open_setting
+from shards.batch import load_slot
+from shards.loader import Needs
+from shards.targets import PRESENT, QUARANTINED, VIEW_POLICY, Output, TargetSpec, TargetStore, Unit
+from shards.utterance import SAMPLE_RATE
+
+FEATURE_SECONDS = 60.0
+FEATURE_VERSION = 1
+
+
+# -- what they are -------------------------------------------------------------------------------------------------
+
+
+def extractor(config: FeatureConfig) -> Any:
+    """The module or function that turns (waveform (B, T), lengths (B,)) into (frames, frame lengths)."""
+    if config.kind == "mel":
+        from ser.features.mel import LogMel
+
+        return LogMel(**config.options)
+    from ser.features import prosody
+
+    return prosody.extract
+
+
+def feature_spec(setting: Setting, name: str) -> TargetSpec:
+    """What a stored feature of the recipe is."""
+    config = setting.recipe.features[name]
+    if config.kind == "mel":
+        size = int(config.options.get("bands", 64))
+    else:
+        from ser.features.prosody import NAMES
+
+        size = len(NAMES)
+    return TargetSpec(
+        teacher=name,
+        outputs=(Output(name, "frame", (size,), config.dtype),),
+        fields={
+            "kind": config.kind,
+            "options": config.options,
+            "version": FEATURE_VERSION,
+            VIEW_POLICY: setting.policy.hash(),
+        },
+        informative=machine(),
+    )
+
+
+def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
+    """What the stored targets of a finished teacher are."""
+    folder = directory(setting.recipe, job) / "model"
+    facts = json.loads((folder / "model.json").read_text())
+    meta, targets = facts["meta"], setting.recipe.targets
+    outputs = []
+    if facts["classes"]:
+        outputs.append(Output("logits", "utterance", (facts["classes"],), "float32"))
+    if facts["dimensions"]:
+        outputs.append(Output("dimensions", "utterance", (3,), "float32"))
+    if targets.embedding:
+        outputs.append(Output("embedding", "utterance", (facts["embedding_size"],), targets.dtype))
+    invariant = facts["inputs"] == ["text"]
+    fields = {
+        "weights": facts["files"],
+        "model": facts["config"],
+        "classes": meta["classes"],
+        "dimensions": meta["dimensions"],
+        "batch": {"slot_seconds": targets.slot_seconds},
+        "precision": "fp32",
+        "exposure": meta["exposure"],
+        "licences": meta["licences"],
+    }
+    if not invariant:
+        fields[VIEW_POLICY] = setting.policy.hash()
+    return TargetSpec(job.model, tuple(outputs), fields, machine(), invariant)
+
+
+def machine() -> dict[str, Any]:
+    """Library versions and the kind of device: recorded with targets, not part of their fingerprint."""
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
+
+
+def feature_stores(setting: Setting) -> dict[str, TargetStore]:
+    """The recipe's stored features, opened; what they must be is checked.
+
+    Raises:
+        UserError: They were not computed yet, or on other views.
+    """
+    return {
+        name: TargetStore.open(setting.dataset, expect=feature_spec(setting, name))
+        for name in setting.recipe.features
+    }
+
+
+def teacher_store(setting: Setting, job: Job) -> TargetStore:
+    """Stored targets of a finished teacher, opened; a fingerprint that does not fit is refused by field."""
+    return TargetStore.open(setting.dataset, expect=teacher_spec(setting, job))
+
+
+# -- what is due ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """One unit to compute.
+
+    Attributes:
+        teacher: The teacher's training, or None for features.
+        shard, view: Which side-shard.
+        rows: Due rows, one array a store name.
+    """
+
+    teacher: Job | None
+    shard: int
+    view: int
+    rows: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a set of work costs: shown before it starts."""
+
+    units: int
+    answers: int
+    hours: float
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.units} units, {self.answers:,} answers, {self.hours:.2f} h of audio, {self.bytes / 1e6:.1f} MB"
+
+
+def wanted_by_view(setting: Setting) -> dict[int, np.ndarray]:
+    """View -> bool (n,) rows that this recipe reads in that view, over all its folds."""
+    n = len(setting.dataset)
+    wanted = {view: np.zeros(n, bool) for view in [0, *setting.train_views]}
+    for fold in setting.folds.values():
+        for view in setting.train_views:
+            wanted[view][fold.train] = True
+        wanted[0][fold.dev] = True
+        wanted[0][fold.test] = True
+    return wanted
+
+
+def feature_work(setting: Setting) -> list[Work]:
+    """Features still to be computed for all folds, one unit a (shard, view), all features of it together."""
+    due: dict[tuple[int, int], dict[str, np.ndarray]] = defaultdict(dict)
+    for name in setting.recipe.features:
+        store = TargetStore.create(setting.dataset, feature_spec(setting, name))
+        for view, rows in wanted_by_view(setting).items():
+            for unit in store.due(rows, [view]):
+                due[unit.shard, unit.view][name] = unit.rows
+    return [Work(None, shard, view, rows) for (shard, view), rows in sorted(due.items())]
+
+
+def teacher_work(setting: Setting, job: Job) -> list[Work]:
+    """Targets of one teacher still to be computed: its fold's train keys in every view, dev keys in the clean one."""
+    fold = setting.folds[job.fold]
+    store = TargetStore.create(setting.dataset, teacher_spec(setting, job))
+    train, dev = np.zeros(len(setting.dataset), bool), np.zeros(len(setting.dataset), bool)
+    train[fold.train], dev[fold.dev] = True, True
+    by_view = {view: train.copy() for view in setting.train_views}
+    by_view[0] = by_view.get(0, np.zeros_like(train)) | dev
+    if store.spec.view_invariant:
+        by_view = {0: train | dev}
+    work = []
+    for view, rows in sorted(by_view.items()):
+        work += [Work(job, unit.shard, unit.view, {job.model: unit.rows}) for unit in store.due(rows, [view])]
+    return work
+
+
+def bill(setting: Setting, work: Sequence[Work]) -> Bill:
+    """Cost of some work, from the index alone."""
+    answers, samples, size = 0, 0, 0
+    specs: dict[Any, TargetSpec] = {}
+    for item in work:
+        for name, rows in item.rows.items():
+            key = (item.teacher, name)
+            if key not in specs:
+                specs[key] = (
+                    feature_spec(setting, name)
+                    if item.teacher is None
+                    else teacher_spec(setting, item.teacher)
+                )
+            seconds = int(setting.dataset.samples[rows].sum()) / SAMPLE_RATE
+            frames = seconds * 100 if item.teacher is None else len(rows)
+            size += int(sum(o.width * o.numpy.itemsize for o in specs[key].outputs) * frames)
+            answers += len(rows)
+        widest = max(item.rows.values(), key=len)
+        samples += int(setting.dataset.samples[widest].sum())
+    return Bill(len(work), answers, samples / SAMPLE_RATE / 3600, size)
+
+
+# -- how a unit is computed ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a unit gave: answers written, and utterances that could not be read."""
+
+    answers: int
+    seconds: float
+    quarantined: list[tuple[str, str]]
+
+
+def compute(recipe: Recipe, work: Work) -> Done:
+    """Compute and commit one unit. Runs in any process; computing it twice writes the same answers."""
+    setting = open_setting(recipe)
+    return _features(setting, work) if work.teacher is None else _targets(setting, work)
+
+
+@torch.inference_mode()
+def _features(setting: Setting, work: Work) -> Done:
+    torch.set_num_threads(1)
+    rows = np.unique(np.concatenate(list(work.rows.values())))
+    found: dict[str, dict[int, np.ndarray]] = {name: {} for name in work.rows}
+    quarantined: list[tuple[str, str]] = []
+    slots = inference_slots(setting.dataset, rows, setting.policy, work.view, FEATURE_SECONDS, False)
+    for slot in slots:
+        batch = load_slot(setting.dataset, slot, Needs(waveform=True), setting.policy)
+        quarantined += batch.quarantined
+        for name in work.rows:
+            frames, counts = _extractor(setting.recipe.features[name].model_dump_json())(
+                batch.waveform, batch.lengths
+            )
+            for i, row in enumerate(slot.rows):
+                if batch.present[i]:
+                    found[name][int(row)] = frames[i, : int(counts[i])].numpy()
+    for name, due in work.rows.items():
+        store = TargetStore.create(setting.dataset, feature_spec(setting, name))
+        arrays = [found[name].get(int(row)) for row in due]
+        states = np.array([QUARANTINED if a is None else PRESENT for a in arrays], np.uint8)
+        store.write(Unit(work.shard, work.view, due), states, {name: arrays})
+    return Done(sum(map(len, work.rows.values())), _seconds(setting, rows), quarantined)
+
+
+@lru_cache(maxsize=8)
+def _extractor(config_json: str) -> Any:
+    return extractor(FeatureConfig.model_validate_json(config_json))
+
+
+@torch.inference_mode()
+def _targets(setting: Setting, work: Work) -> Done:
+    torch.set_num_threads(1)
+    assert work.teacher is not None
+    (name, rows), *_ = work.rows.items()
+    spec = teacher_spec(setting, work.teacher)
+    store = TargetStore.create(setting.dataset, spec)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _teacher(str(directory(setting.recipe, work.teacher) / "model"), spec.fingerprint, str(device))
+    assert not model.training
+    stored = {key: value for key, value in feature_stores(setting).items() if key in model.inputs}
+    needs = needs_of(model, stored)
+    slots = inference_slots(
+        setting.dataset,
+        rows,
+        setting.policy,
+        work.view,
+        setting.recipe.targets.slot_seconds,
+        model.needs_equal_lengths,
+    )
+    parts = [answer_slot(model, setting.dataset, slot, needs, setting.policy, device, True) for slot in slots]
+    order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
+    arrays = {
+        output.name: list(np.concatenate([getattr(part, output.name) for part in parts])[order])
+        for output in spec.outputs
+    }
+    states = np.concatenate([part.state for part in parts])[order]
+    store.write(Unit(work.shard, work.view, np.sort(rows)), states, arrays)
+    return Done(len(rows), _seconds(setting, rows), [item for part in parts for item in part.quarantined])
+
+
+@lru_cache(maxsize=4)
+def _teacher(folder: str, fingerprint: str, device: str) -> SERModel:
+    # The fingerprint is part of the key: a teacher that was trained again is loaded again.
+    model, _ = load(Path(folder))
+    return model.to(device).eval()
+
+
+def _seconds(setting: Setting, rows: np.ndarray) -> float:
+    return float(setting.dataset.samples[rows].sum()) / SAMPLE_RATE
+
+
+def serial(recipe: Recipe, work: Sequence[Work]) -> Iterator[Done]:
+    """Compute units one after the other in this process (Ray does the same over many)."""
+    for item in work:
+        yield compute(recipe, item)

@@ -1,0 +1,143 @@
+"""How the page says numbers: scales, intervals, sizes, verdicts. Pure text."""
+
+from typing import Any
+
+NONE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+ALPHA = 0.05
+
+# name -> (title, what it is, factor, decimals)
+METRICS: dict[str, tuple[str, str, float, int]] = {
+    "ua": ("UA", "unweighted accuracy: the mean of the classes' recalls, in %", 100, 1),
+    "wa": ("WA", "weighted accuracy: the share of right answers, in %", 100, 1),
+    "macro_f1": ("macro F1", "mean over classes of the F1 score, in %", 100, 1),
+    "ccc": ("CCC", "concordance correlation, mean over the rated dimensions, 1 is perfect", 1, 2),
+    "ccc_valence": ("CCC valence", "concordance correlation of valence", 1, 2),
+    "ccc_arousal": ("CCC arousal", "concordance correlation of arousal", 1, 2),
+    "ccc_dominance": ("CCC dominance", "concordance correlation of dominance", 1, 2),
+    "ece": ("ECE", "expected calibration error, in %: 0 when the model is as often right as it says", 100, 1),
+    "brier": ("Brier", "squared error of the posteriors, 0 best, 2 worst", 1, 3),
+    "nll": ("NLL", "negative log likelihood of the true class, in nats", 1, 3),
+    "entropy": ("entropy", "mean entropy of the posteriors, in nats", 1, 3),
+    "soft_nll": ("soft NLL", "cross entropy to the distribution of the raters' votes, in nats", 1, 3),
+    "valence_sign": ("valence sign", "share of right answers to: positive or negative valence, in %", 100, 1),
+    "arousal_sign": ("arousal sign", "share of right answers to: high or low arousal, in %", 100, 1),
+}
+LOWER_IS_BETTER = {"ece", "brier", "nll", "soft_nll"}
+
+
+def title(metric: str) -> str:
+    """A metric's name in a table head."""
+    return METRICS[metric][0]
+
+
+def number(value: float | None, metric: str, signed: bool = False) -> str:
+    """A value in the metric's scale: 0.7694 of ua is "76.9"; a difference carries its sign."""
+    if value is None:
+        return NONE
+    _, _, factor, decimals = METRICS[metric]
+    text = f"{value * factor:+.{decimals}f}" if signed else f"{value * factor:.{decimals}f}"
+    return text.replace("-", MINUS)
+
+
+def interval(score: dict[str, Any] | None, metric: str, signed: bool = False) -> str:
+    """ "71.6 to 82.3", or nothing where there is no interval."""
+    if not score or score.get("low") is None:
+        return ""
+    return f"{number(score['low'], metric, signed)} to {number(score['high'], metric, signed)}"
+
+
+def cell(score: dict[str, Any] | None, metric: str) -> dict[str, str]:
+    """A table cell: value, interval, and why there is none."""
+    if not score:
+        return {"value": NONE, "interval": "", "reason": ""}
+    return {
+        "value": number(score.get("value"), metric),
+        "interval": interval(score, metric),
+        "reason": score.get("reason") or "",
+    }
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits, very small ones as a bound."""
+    if p is None:
+        return NONE
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def significant(found: dict[str, Any]) -> bool:
+    """Whether the test and its interval exclude a difference of zero."""
+    return found["p"] is not None and found["p"] <= ALPHA and found["low"] is not None
+
+
+def verdict(row: dict[str, Any], role: str) -> tuple[str, str]:
+    """What a comparison shows, in words, and a class for its colour: better, worse or none.
+
+    Args:
+        row: An entry of the report's comparisons.
+        role: Of the system; a control should show nothing.
+    """
+    found = row["result"]
+    if found is None:
+        return f"not compared: {row['reason']}", "none"
+    if found["difference"] is None or found["p"] is None:
+        return f"undecided: {found['reason']}", "none"
+    if found["low"] is None:
+        return f"undecided: {found['reason']}", "none"
+    gain = found["difference"] * (-1 if row["metric"] in LOWER_IS_BETTER else 1)
+    if not significant(found):
+        return (
+            "no difference shown, as a control should" if role == "control" else "no difference shown"
+        ), "none"
+    if gain > 0:
+        return ("better, which a control should not be" if role == "control" else "better"), "better"
+    return "worse", "worse"
+
+
+def count(value: float | None) -> str:
+    """A number of parameters: 59.3 k, 1.2 M."""
+    if value is None:
+        return NONE
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:g}"
+
+
+def size(value: float) -> str:
+    """Bytes as kB or MB."""
+    return f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "12 s", "3 min 20 s" or "2 h 5 min"."""
+    if seconds is None:
+        return NONE
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def hours(value: float) -> str:
+    """Hours of speech; little of it in minutes or seconds."""
+    if value >= 1:
+        return f"{value:.1f} h"
+    return f"{value * 60:.1f} min" if value * 60 >= 1 else f"{value * 3600:.0f} s"
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """ "1 fold", "3 folds"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def spread(values: list[float]) -> str:
+    """One number where all are equal, else "6 to 8"."""
+    if not values:
+        return NONE
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,79 @@
+"""How fast a trained model answers on one CPU thread: a quick figure for the report, no benchmark.
+
+The audio is decoded beforehand; features are computed inside the clock. One utterance at a time, the best of a few
+passes, so that a busy machine disturbs it little.
+"""
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ser.inputs import complete, needs_of
+from ser.models import load
+from ser.setting import Setting
+from shards.batch import load_slot
+from shards.plan import Slot
+from shards.utterance import SAMPLE_RATE
+
+UTTERANCES, PASSES = 5, 3
+
+
+def real_time_factor(setting: Setting, folder: Path, rows: np.ndarray) -> dict[str, Any]:
+    """Compute seconds per second of speech of a saved model.
+
+    Args:
+        setting: The dataset is read.
+        folder: The model's.
+        rows: (n,) rows to take utterances from: those of the middle durations.
+
+    Returns:
+        factor (0.01 is a hundred times faster than speech), and how it was measured.
+    """
+    model, _ = load(folder)
+    order = rows[np.argsort(np.asarray(setting.dataset.samples)[rows], kind="stable")]
+    middle = max(0, (len(order) - UTTERANCES) // 2)
+    chosen = np.sort(order[middle : middle + UTTERANCES])
+    needs = needs_of(model, {})
+    view = np.zeros(1, dtype=np.int64)
+    batches = [
+        load_slot(setting.dataset, Slot(chosen[i : i + 1], view), needs, setting.policy)
+        for i in range(len(chosen))
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            model(complete(batches[0], model))
+            best = min(_pass(model, batches) for _ in range(PASSES))
+    finally:
+        torch.set_num_threads(threads)
+    speech = float(np.asarray(setting.dataset.samples)[chosen].sum()) / SAMPLE_RATE
+    return {
+        "factor": best / speech,
+        "utterances": len(chosen),
+        "speech_seconds": speech,
+        "how": f"{len(chosen)} test utterances one by one, 1 CPU thread, best of {PASSES}, decoding not counted",
+        "cpu": cpu(),
+    }
+
+
+def _pass(model: Any, batches: list[Any]) -> float:
+    began = time.perf_counter()
+    for batch in batches:
+        model(complete(batch, model))
+    return time.perf_counter() - began
+
+
+def cpu() -> str:
+    """Name of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,167 @@
+"""Batches for one rank, in the plan's order, loaded ahead by worker processes.
+
+Guarantees: what is yielded depends on the plan and the dataset only, not on the number of workers; the union over
+ranks is the same for every world; starting at step N reads nothing of the steps before it; at most
+`workers * prefetch` slots are held ahead. Workers end when their parent ends, however it ends (SIGKILL included), and
+leave nothing in /dev/shm or the temporary folder. The global random state is not touched.
+
+Gives up: workers are spawned, not forked, because the parent runs threads of Ray, DeepSpeed and CUDA that do not
+survive a fork; starting them costs the import of torch once each, so a script that makes a Loader needs the usual
+`if __name__ == "__main__":`.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing import connection
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from shards.batch import Batch, Needs, check_views, load_slot
+from shards.dataset import Dataset
+from shards.errors import UserError
+from shards.parcel import Boxes, Parcel
+from shards.plan import Plan, Slot, slots_of
+from shards.views import ViewPolicy
+
+__all__ = ["Batch", "Loader", "Needs", "check_views", "iterate", "load_slot"]
+
+
+class Loader:
+    """Iterates (global step, this rank's batches of that step, in slot order).
+
+    Args:
+        dataset: The dataset, opened.
+        plan: Global steps of M slots over rows of that dataset.
+        needs: What a batch holds.
+        policy: The views; None for none.
+        rank, world: This process and how many there are; world must divide M.
+        start_step, stop_step: Half-open range of global steps.
+        workers: Worker processes; 0 loads in this process.
+        prefetch: Slots each worker holds ready.
+        pin_memory: Page-locked batches, for copies to a GPU that do not block.
+
+    Raises:
+        UserError: world does not divide M; stored targets of other views.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Plan,
+        needs: Needs,
+        policy: ViewPolicy | None,
+        rank: int,
+        world: int,
+        start_step: int = 0,
+        stop_step: int = 0,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ):
+        check_views(needs, policy)
+        self.dataset, self.plan, self.needs, self.policy = dataset, plan, needs, policy
+        self.slots = slots_of(rank, world, plan.config.slots)
+        self.steps = range(start_step, stop_step)
+        self.workers, self.prefetch, self.pin_memory = workers, prefetch, pin_memory
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        # Slots are taken from the plan here and sent to the workers, a few kilobytes each: the plan with its columns
+        # stays in this process, and a worker knows nothing but the dataset.
+        mine = (slot for step in self.steps for slot in self._of(step))
+        batches = iterate(
+            self.dataset, mine, self.needs, self.policy, self.workers, self.prefetch, self.pin_memory
+        )
+        try:
+            for step in self.steps:
+                yield step, [next(batches) for _ in self.slots]
+        finally:
+            batches.close()
+
+    def _of(self, step: int) -> list[Slot]:
+        slots = self.plan.step(step)
+        return [slots[i] for i in self.slots]
+
+
+def iterate(
+    dataset: Dataset,
+    slots: Iterable[Slot],
+    needs: Needs,
+    policy: ViewPolicy | None = None,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of any slots, in order; `slots` may be a generator and is read `workers * prefetch` ahead.
+
+    Close the iterator (or exhaust it) to end its workers at once.
+
+    Raises:
+        UserError: As `load_slot`, from whichever process; stored targets of other views.
+    """
+    check_views(needs, policy)
+    # A worker is sent its next slot before the batch it has delivered is opened here, hence one box more.
+    boxes = Boxes(workers, prefetch + 1)
+    loader = DataLoader(
+        _Source(dataset, needs, policy, boxes),
+        batch_size=None,
+        sampler=slots,
+        num_workers=workers,
+        collate_fn=_as_is,
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=prefetch if workers else None,
+        worker_init_fn=_end_with_parent if workers else None,
+        generator=torch.Generator(),  # else each pass draws from the global random state
+    )
+    items = iter(loader)
+    try:
+        for item in items:
+            found = boxes.open(item) if isinstance(item, Parcel) else item
+            if isinstance(found, UserError):
+                raise found
+            yield found.pin_memory() if pin_memory else found
+    finally:
+        end = getattr(items, "_shutdown_workers", None)
+        if end is not None:
+            end()
+        boxes.close()
+
+
+class _Source(torch.utils.data.Dataset):
+    """Slot -> Batch. Pickled once to each worker; the dataset reopens its files there."""
+
+    def __init__(self, dataset: Dataset, needs: Needs, policy: ViewPolicy | None, boxes: Boxes):
+        self.dataset, self.needs, self.policy, self.boxes = dataset, needs, policy, boxes
+
+    def __getitem__(self, slot: Slot) -> Batch | Parcel:
+        worker = get_worker_info()
+        if worker is None:
+            return load_slot(self.dataset, slot, self.needs, self.policy)
+        try:
+            content: Batch | UserError = load_slot(self.dataset, slot, self.needs, self.policy)
+        except UserError as error:
+            content = error  # torch would bury its text in a traceback
+        return self.boxes.pack(worker.id, content)
+
+
+def _as_is(item: Batch | Parcel) -> Batch | Parcel:
+    return item
+
+
+def _end_with_parent(worker: int) -> None:
+    """Ends this worker the moment its parent is gone. torch looks every 5 s, and only while waiting for work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -1,0 +1,324 @@
+"""Reading and writing a folder of files that lies on disk or behind any fsspec URL.
+
+Guarantees: `put` and `create` publish a file whole or not at all (local: temporary name, sync, rename, sync of the folder;
+elsewhere one PUT), also under SIGKILL and on a full disk; `list` never shows unfinished files; nothing here trusts a
+listing cache. Remote ranges of a named version are read in blocks of 4 MiB, neighbours in one request, and kept in the bounded
+local cache. A Store can be pickled and used after fork.
+Gives up: two writers of one name are not arbitrated, the last one wins. Credentials and endpoints come from the
+environment (AWS_ENDPOINT_URL, AWS_*, FSSPEC_*), never from recipes or datasets.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import fsspec
+
+from shards.cache import TEMPORARY, Cache, abandoned, raise_if_full, sync, temporary_name
+from shards.errors import UserError
+
+BLOCK = 4 << 20
+SPAN = 32 << 20  # bytes asked for in one request, at most
+GAP = 256 << 10  # uncached remote ranges closer than this are fetched as one
+
+
+class Store:
+    """A folder of files. Names are relative, with "/" between the parts.
+
+    Args:
+        url: Local path or fsspec URL (`s3://bucket/folder`).
+        cache: Where remote bytes are kept; default the machine's (`$SER_CACHE`, `$SER_CACHE_BYTES`).
+
+    Raises:
+        UserError: The URL's protocol is unknown or its driver is not installed.
+    """
+
+    def __init__(self, url: str | os.PathLike, cache: Cache | None = None):
+        self.url = os.fspath(url).rstrip("/") or "/"
+        protocol = self.url.split("://", 1)[0] if "://" in self.url else "file"
+        self.is_local = protocol in ("file", "local")
+        self.cache = cache or Cache()
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._fs, self._pid = None, -1
+        if self.is_local:
+            self.root = os.path.abspath(self.url.split("://", 1)[-1])
+        else:
+            _, self.root = self._open()
+
+    def __getstate__(self):
+        return {"url": self.url, "directory": self.cache.directory, "limit": self.cache.limit}
+
+    def __setstate__(self, state):
+        self.__init__(state["url"], Cache(state["directory"], state["limit"]))
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def path(self, name: str) -> str:
+        """Full path of a name, as its file system spells it."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def _open(self):
+        try:
+            return fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise UserError(
+                f"cannot open this address: {error}",
+                where=self.url,
+                hint="give a local folder, or install the driver of this protocol (s3fs for s3://, gcsfs for gs://)",
+            ) from error
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        """The file system, opened anew in each process: async drivers do not survive a fork."""
+        if self._pid != os.getpid():
+            self._fs, self._pid = self._open()[0], os.getpid()
+        return self._fs
+
+    # Reading
+
+    def read(self, name: str) -> bytes:
+        """A whole file, past every cache. Raises FileNotFoundError."""
+        if self.is_local:
+            with open(self.path(name), "rb") as file:
+                return file.read()
+        return self.fs.cat_file(self.path(name))
+
+    def read_range(self, name: str, offset: int, size: int, version: str | None = None) -> bytes:
+        """`size` bytes from `offset`; fewer where the file ends before that."""
+        return self.read_ranges(name, [(offset, size)], version)[0]
+
+    def read_ranges(
+        self, name: str, ranges: Sequence[tuple[int, int]], version: str | None = None
+    ) -> list[bytes]:
+        """Several (offset, size) ranges of one file, in the order asked; short where the file ends.
+
+        Args:
+            version: Names the content (its sha256, say). With it, remote blocks are kept in the local cache; without it
+                every remote call asks the server.
+        """
+        if self.is_local:
+            descriptor = os.open(self.path(name), os.O_RDONLY)
+            try:
+                return [os.pread(descriptor, size, offset) for offset, size in ranges]
+            finally:
+                os.close(descriptor)
+        if version is None:
+            return self._read_spans(name, ranges)
+        return self._read_blocks(name, ranges, version)
+
+    def _read_spans(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        total = self.size(name)
+        spans: list[list[int]] = []
+        span_of = [0] * len(ranges)
+        for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
+            start, stop = ranges[i][0], min(total, ranges[i][0] + ranges[i][1])
+            if spans and start <= spans[-1][1] + GAP and stop - spans[-1][0] <= SPAN:
+                spans[-1][1] = max(spans[-1][1], stop)
+            else:
+                spans.append([start, stop])
+            span_of[i] = len(spans) - 1
+        got = self._fetch(name, [(start, stop) for start, stop in spans])
+        return [
+            got[s][max(0, offset - spans[s][0]) : max(0, offset - spans[s][0]) + size]
+            for (offset, size), s in zip(ranges, span_of)
+        ]
+
+    def _fetch(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        wanted = [i for i, (start, stop) in enumerate(spans) if stop > start]
+        found = [b""] * len(spans)
+        if wanted:
+            path = self.path(name)
+            starts, stops = [spans[i][0] for i in wanted], [spans[i][1] for i in wanted]
+            for i, data in zip(
+                wanted, self.fs.cat_ranges([path] * len(wanted), starts, stops, on_error="raise")
+            ):
+                found[i] = data
+        return found
+
+    def _read_blocks(self, name: str, ranges: Sequence[tuple[int, int]], version: str) -> list[bytes]:
+        total = self._sizes.get((name, version))
+        if total is None:
+            total = self._sizes[name, version] = self.size(name)
+        needed = sorted(
+            {
+                block
+                for offset, size in ranges
+                if size > 0 and offset < total
+                for block in range(offset // BLOCK, (min(total, offset + size) - 1) // BLOCK + 1)
+            }
+        )
+        prefix = self._cache_name(name, version)
+        missing = [
+            block
+            for block in needed
+            if not self._holds(f"{prefix}-{block}", min(BLOCK, total - block * BLOCK))
+        ]
+        runs: list[list[int]] = []
+        for block in missing:
+            if runs and block == runs[-1][1] and (block + 1 - runs[-1][0]) * BLOCK <= SPAN:
+                runs[-1][1] = block + 1
+            else:
+                runs.append([block, block + 1])
+        fresh: dict[int, bytes] = {}
+        spans = [(first * BLOCK, min(total, last * BLOCK)) for first, last in runs]
+        for (first, last), data in zip(runs, self._fetch(name, spans)):
+            for block in range(first, last):
+                fresh[block] = data[(block - first) * BLOCK : (block - first + 1) * BLOCK]
+                self.cache.put(f"{prefix}-{block}", fresh[block])
+
+        def part(block: int, start: int, stop: int) -> bytes:
+            if block in fresh:
+                return fresh[block][start:stop]
+            try:
+                descriptor = os.open(self.cache.directory / f"{prefix}-{block}", os.O_RDONLY)
+            except FileNotFoundError:  # dropped by another process since
+                return self._fetch(name, [(block * BLOCK + start, block * BLOCK + stop)])[0]
+            try:
+                return os.pread(descriptor, stop - start, start)
+            finally:
+                os.close(descriptor)
+
+        return [
+            b"".join(
+                part(block, max(0, offset - block * BLOCK), min(BLOCK, stop - block * BLOCK))
+                for block in range(offset // BLOCK, -(-stop // BLOCK))
+            )
+            for offset, stop in ((offset, min(total, offset + size)) for offset, size in ranges)
+        ]
+
+    def _holds(self, entry: str, size: int) -> bool:
+        path = self.cache.get(entry)
+        try:
+            return path is not None and os.stat(path).st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _cache_name(self, name: str, version: str) -> str:
+        return hashlib.sha256(f"{self.url}\0{name}\0{version}".encode()).hexdigest()[:32]
+
+    def local(self, name: str) -> str | None:
+        """A real local file to map: itself, or a cached copy; None where the cache is too small for it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        if self.is_local:
+            path = self.path(name)
+            os.stat(path)
+            return path
+        info = self.fs.info(self.path(name))
+        token = "|".join(
+            str(info.get(k)) for k in ("size", "ETag", "etag", "mtime", "LastModified", "generation")
+        )
+        entry = self._cache_name(name, token)
+        return self.cache.get(entry) or self.cache.fill(
+            entry, info["size"], lambda path: self.fs.get_file(self.path(name), path)
+        )
+
+    @contextmanager
+    def copy(self, name: str) -> Iterator[str]:
+        """A local file with the stored bytes as they are now, past every cache, for as long as the context lasts."""
+        if self.is_local:
+            os.stat(self.path(name))
+            yield self.path(name)
+            return
+        with tempfile.TemporaryDirectory(prefix="ser-copy-") as folder:
+            path = os.path.join(folder, "copy")
+            self.fs.get_file(self.path(name), path)
+            yield path
+
+    def exists(self, name: str) -> bool:
+        """True where a file of this name stands."""
+        if self.is_local:
+            return os.path.isfile(self.path(name))
+        return self.fs.isfile(self.path(name))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        if self.is_local:
+            return os.stat(self.path(name)).st_size
+        return self.fs.info(self.path(name))["size"]
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Sorted names of the finished files in folder `prefix` and below; empty where there is no such folder."""
+        top = self.path(prefix)
+        if self.is_local:
+            found = [os.path.join(at, file) for at, _, files in os.walk(top) for file in files]
+        else:
+            found = self.fs.find(top) if self.fs.exists(top) else []
+        names = (str(path)[len(self.root) + 1 :] for path in found)
+        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(TEMPORARY))
+
+    # Writing
+
+    def put(self, name: str, data: bytes) -> None:
+        """Stores a whole file, atomically. Raises UserError on a full disk."""
+        if self.is_local:
+            with self.create(name) as file:
+                file.write(data)
+        else:
+            self.fs.pipe_file(self.path(name), data)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write; published whole when the context ends well, gone when it does not.
+
+        Raises:
+            UserError: The disk is full.
+        """
+        path = self.path(name)
+        if self.is_local:
+            folder = os.path.dirname(path)
+            temporary = os.path.join(folder, temporary_name())
+        else:
+            folder = tempfile.mkdtemp(prefix="ser-put-")
+            temporary = os.path.join(folder, "file")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if self.is_local:
+                os.replace(temporary, path)
+                sync(folder)
+            else:
+                self.fs.put_file(temporary, path)
+        except OSError as error:
+            raise_if_full(error, path)
+            raise
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            if not self.is_local:
+                os.rmdir(folder)
+
+    def delete(self, name: str) -> None:
+        """Removes a file; not an error where there is none."""
+        try:
+            if self.is_local:
+                os.unlink(self.path(name))
+            else:
+                self.fs.rm_file(self.path(name))
+        except FileNotFoundError:
+            pass
+
+    def forget(self, name: str, version: str) -> None:
+        """Drops what this machine's cache holds of one version of a file."""
+        if not self.is_local:
+            self.cache.drop(self._cache_name(name, version))
+
+    def clean(self, prefix: str) -> None:
+        """Removes what killed writers left directly in folder `prefix`; writers that live are left alone."""
+        if self.is_local and os.path.isdir(self.path(prefix)):
+            with os.scandir(self.path(prefix)) as entries:
+                for entry in entries:
+                    try:
+                        if entry.name.startswith(TEMPORARY) and abandoned(entry.name, entry.stat().st_mtime):
+                            os.unlink(entry.path)
+                    except FileNotFoundError:  # its writer has just finished
+                        pass

@@ -1,0 +1,123 @@
+"""Keeping house in targets/: what lies there, what nothing reads any more, what is damaged, and what erasure carries over.
+
+Guarantees: nothing here trusts a file's name alone: a file counts only where its own metadata and its shard's sha256 fit.
+Gives up: everything is found by listing the folder, which for 10^5 files of an object store takes a minute.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from shards.dataset import Dataset
+from shards.errors import UserError
+from shards.store import Store
+from shards.target_file import DELETE, PRESENT, encode, open_file, read_spec
+
+
+@dataclass(frozen=True)
+class TargetsInfo:
+    """What lies in one folder of targets.
+
+    Attributes:
+        teacher, fingerprint: Where: targets/<teacher>/<fingerprint>.
+        bytes: Of all its files.
+        present: Folder ("v003", "any") -> rows in state PRESENT that this dataset can use.
+        orphans: Files that this dataset never reads: their shard is gone or was replaced, or nothing describes them.
+    """
+
+    teacher: str
+    fingerprint: str
+    bytes: int
+    present: Mapping[str, int]
+    orphans: tuple[str, ...]
+
+
+def list_targets(dataset: Dataset) -> list[TargetsInfo]:
+    """Everything under targets/, teacher by teacher. A damaged file raises UserError, as reading it would."""
+    store, folders = dataset.store, {}
+    for name in store.list("targets"):
+        parts = name.split("/")
+        if len(parts) >= 4:
+            folders.setdefault((parts[1], parts[2]), []).append(name)
+    shas = {PurePosixPath(info.url).stem: info for info in dataset.shards}
+    found = []
+    for (teacher, fingerprint), names in sorted(folders.items()):
+        spec = None
+        if f"targets/{teacher}/{fingerprint}/targets.json" in names:
+            spec = read_spec(store, teacher, fingerprint)
+        present, orphans = {}, []
+        for name in (name for name in names if name.endswith(".arrow")):
+            path = PurePosixPath(name)
+            info, file = shas.get(path.stem), None
+            if spec is not None and info is not None:
+                file = open_file(store, name, spec, path.parent.name)
+            if file is None or file.shard_sha256 != info.sha256:
+                orphans.append(name)
+                continue
+            usable = (file.states == PRESENT) & dataset.alive[info.rows]
+            present[path.parent.name] = present.get(path.parent.name, 0) + int(usable.sum())
+        found.append(
+            TargetsInfo(
+                teacher,
+                fingerprint,
+                sum(map(store.size, names)),
+                dict(sorted(present.items())),
+                tuple(orphans),
+            )
+        )
+    return found
+
+
+def remove(dataset: Dataset, teacher: str, fingerprint: str) -> None:
+    """Deletes one folder of targets, targets.json first: from then on the rest is an orphan that nothing reads."""
+    root = f"targets/{teacher}/{fingerprint}"
+    for name in [f"{root}/targets.json", *dataset.store.list(root)]:
+        dataset.store.delete(name)
+
+
+def verify_targets(store: Store, teacher: str, fingerprint: str) -> list[str]:
+    """Problems of one folder's files, each a readable text: reads every byte, changes nothing."""
+    spec, problems = read_spec(store, teacher, fingerprint), []
+    for name in store.list(f"targets/{teacher}/{fingerprint}"):
+        if name.endswith(".arrow"):
+            try:
+                file = open_file(store, name, spec, PurePosixPath(name).parent.name)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if file is not None and not file.check_sum():
+                problems.append(
+                    f"{store.path(name)}: its numbers have changed since they were written; {DELETE}"
+                )
+    return problems
+
+
+def carry(store: Store, old: tuple[str, str], new: tuple[str, str], keep: np.ndarray) -> list[str]:
+    """Copies the targets of a shard to the shard that replaces it with fewer rows (erasure of withdrawn rows).
+
+    Args:
+        store: The dataset's.
+        old, new: (stem of the shard's file, its sha256), as in ("000003", "9f..."). The old files stay: delete them
+            when the rest is committed. Targets of other audio than old's are not copied.
+        keep: bool (rows of the old shard,); the kept rows keep their order and their audio.
+
+    Returns:
+        Names of the files written.
+    """
+    written, rows = [], np.flatnonzero(keep)
+    for name in store.list("targets"):
+        path = PurePosixPath(name)
+        described = store.exists(str(path.parent.parent / "targets.json"))
+        if path.name != f"{old[0]}.arrow" or len(path.parts) != 5 or not described:
+            continue
+        spec = read_spec(store, path.parts[1], path.parts[2])
+        file = open_file(store, name, spec, path.parent.name)
+        if file is None or file.shard_sha256 != old[1] or len(file.states) != len(keep):
+            continue
+        columns = {o.name: [file.row(o, i) for i in rows] for o in spec.outputs}
+        about = {"view": file.view, "shard_sha256": new[1], "fingerprint": file.fingerprint}
+        written.append(str(path.with_name(f"{new[0]}.arrow")))
+        store.put(written[-1], encode(spec.outputs, file.states[rows], columns, about))
+    return written

@@ -1,0 +1,28 @@
+"""Shared fixtures. Real corpora: $SER_CORPORA, else ../shared/corpora beside the checkout; skipped where there are none."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def corpora_root() -> Path | None:
+    """Folder of the open corpora, or None."""
+    named = os.environ.get("SER_CORPORA")
+    path = Path(named) if named else ROOT.parent / "shared" / "corpora"
+    return path if path.is_dir() else None
+
+
+def pytest_report_header(config) -> str:
+    root = corpora_root()
+    return f"real corpora: {root}" if root else "real corpora: none (set SER_CORPORA; their tests are skipped)"
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    root = corpora_root()
+    if root is None:
+        pytest.skip("no real corpora: set SER_CORPORA to a folder with emodb/, ravdess/, ...")
+    return root

@@ -1,0 +1,409 @@
+"""Corpora whose labels lie in tables: IEMOCAP, MSP-Podcast, CREMA-D, MELD, FESC, on trees of their layout."""
+
+import csv
+import gzip
+import json
+import shutil
+from collections import Counter
+
+import pytest
+
+from shards.audio import load
+from shards.corpora import cremad, iemocap, meld, msppodcast, read
+from shards.errors import UserError
+from shards.utterance import Vote
+
+HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+
+
+def turn(name, label="neu", means="2.5000, 2.0000, 2.5000", votes=("C-E2:\tNeutral;\t()",)):
+    return f"[6.2901 - 8.2357]\t{name}\t{label}\t[{means}]\n" + "\n".join(
+        [*votes, "A-E3:\tval 3; act 2; dom  2;\t()", "", ""]
+    )
+
+
+def iemocap_tree(plant, dialogs):
+    """dialogs: {"Ses01F_impro01": ([turn texts], [transcript lines])}."""
+    for dialog, (turns, lines) in dialogs.items():
+        session = f"Session{dialog[4]}"
+        names = [text.split("\t")[1] for text in turns]
+        root = plant(f"{session}/sentences/wav/{dialog}/{name}.wav" for name in names)
+        home = root / session / "dialog"
+        for folder in ("EmoEvaluation/Categorical", "transcriptions"):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+        (home / "EmoEvaluation" / f"{dialog}.txt").write_text(HEADER + "".join(turns))
+        (home / "EmoEvaluation" / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07")
+        (home / "EmoEvaluation" / "Categorical" / f"{dialog}_e2_cat.txt").write_text("x :Neutral; ()\n")
+        (home / "transcriptions" / f"{dialog}.txt").write_text("\n".join(lines))
+    return root
+
+
+IMPRO = (
+    [
+        turn("Ses01F_impro01_F000"),
+        turn(
+            "Ses01F_impro01_M000",
+            "xxx",
+            "1.5000, 4.0000, 0.5000",
+            (
+                "C-E2:\tAnger; Frustration;\t(shouts; loud)",
+                "C-E3:\tExcited;\t()",
+                "C-E4:\tNeutral state;\t()",
+                "C-M1:\tAnger;\t()",
+            ),
+        ),
+    ],
+    [
+        "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.",
+        "M: (laughs)",
+        "Ses01F_impro01_FXX0 [001.0-002.0]: Oh.",
+    ],
+)
+SCRIPT = ([turn("Ses05M_script01_1b_F003", "exc")], [])
+
+
+def test_iemocap(plant):
+    root = iemocap_tree(plant, {"Ses01F_impro01": IMPRO, "Ses05M_script01_1b": SCRIPT})
+    first, second, third = read("iemocap", root, counts="ignore")
+    assert (first.speaker, first.session, first.gender, first.label) == ("Ses01F", "Ses01", "female", "neu")
+    assert (first.text, first.text_source, first.recording) == ("Excuse me.", "human", "Ses01F_impro01")
+    assert (first.valence, first.arousal, first.dominance, first.scale) == (2.5, 2.0, 2.5, (1.0, 5.0))
+    assert first.votes == (Vote("neu", "E2"),) and first.extra["style"] == "improvised"
+    assert (second.speaker, second.gender, second.text, second.label) == ("Ses01M", "male", None, "xxx")
+    assert second.votes == (Vote("ang", "E2"), Vote("fru", "E2"), Vote("exc", "E3"), Vote("neu", "E4"))
+    assert second.extra["self_label"] == "ang"
+    assert second.dominance is None and second.extra["dominance_raw"] == 0.5  # a missing rating averaged as 0
+    assert (third.speaker, third.session, third.extra["style"]) == ("Ses05F", "Ses05", "scripted")
+    assert len(load(third)) == 1600
+
+
+def test_iemocap_published_counts(plant):
+    assert sum(iemocap.PUBLISHED["whole corpus"].values()) == 10039
+    root = iemocap_tree(plant, {"Ses01F_impro01": IMPRO})
+    with pytest.raises(
+        UserError, match=r"ang: expected 1103, found 0.*neu: expected 1708, found 1.*expected 10039, found 2"
+    ):
+        read("iemocap", root)
+
+
+def test_iemocap_whole_by_counts(plant):
+    """10,039 turns with the published labels pass; one label changed does not, and is named."""
+    labels = [label for label, n in iemocap.PUBLISHED["whole corpus"].items() for _ in range(n)]
+    chunks = [labels[i::10] for i in range(10)]
+
+    def tree(chunks):
+        for i, chunk in enumerate(chunks):
+            dialog = f"Ses0{i // 2 + 1}{'FM'[i % 2]}_impro01"
+            home = root / f"Session{i // 2 + 1}" / "dialog" / "EmoEvaluation"
+            home.mkdir(parents=True, exist_ok=True)
+            turns = [turn(f"{dialog}_{'FM'[i % 2]}{n:03}", label) for n, label in enumerate(chunk)]
+            (home / f"{dialog}.txt").write_text("".join(turns))
+
+    root = plant([])
+    tree(chunks)
+    with pytest.raises(UserError, match="10039 audio files are missing"):
+        read("iemocap", root)  # labels are complete, so the counts pass
+    chunks[0][0] = "dis"
+    tree(chunks)
+    with pytest.raises(UserError, match="dis: expected 2, found 3; neu: expected 1708, found 1707"):
+        read("iemocap", root)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (turn("Ses01F_impro01_F001", "joy"), "1 lines cannot be read: line 7"),
+        (turn("Ses01F_impro01_F001", "neu", "2.5, 2.0"), "1 lines cannot be read: line 7"),
+        (turn("Ses01F_impro01_F001", votes=("C-E2:\tBored;\t()",)), "line 8: bored is no category"),
+    ],
+)
+def test_iemocap_one_wrong_line(plant, line, message):
+    root = iemocap_tree(plant, {"Ses01F_impro01": ([IMPRO[0][0], line], [])})
+    with pytest.raises(UserError, match=message):
+        read("iemocap", root)
+
+
+MSP = [
+    "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set",
+    "MSP-PODCAST_0001_0008.wav,N,2.333333,4.000000,3.0,127,Male,Test1",
+    "MSP-PODCAST_0001_0019.wav,A,5.2,2.0,5.0,Unknown,Unknown,Train",
+    "MSP-PODCAST_0023_0001.wav,X,,4.0,4.0,9,Female,Development",
+]
+
+
+def msp_tree(plant, lines=MSP, name="labels_consensus.csv"):
+    root = plant(f"Audios/{line.split(',')[0]}" for line in lines[1:])
+    for folder in ("Labels", "Transcripts"):
+        (root / folder).mkdir(exist_ok=True)
+    (root / "Labels" / name).write_text("\n".join(lines) + "\n")
+    (root / "Transcripts" / "MSP-PODCAST_0001_0008.txt").write_text("and then I left\n")
+    return root
+
+
+@pytest.mark.parametrize("name", ["labels_consensus.csv", "labels_concensus.csv"])
+def test_msppodcast(plant, name):
+    first, second, third = read("msppodcast", msp_tree(plant, name=name))
+    assert (first.key, first.label, first.session) == ("msppodcast-MSP-PODCAST_0001_0008", "N", "Test1")
+    assert (first.valence, first.arousal, first.dominance, first.scale) == (4.0, 2.333333, 3.0, (1.0, 7.0))
+    assert (first.speaker, first.gender, first.text, first.recording) == (
+        "127",
+        "male",
+        "and then I left",
+        "MSP-PODCAST_0001",
+    )
+    assert (second.speaker, second.gender, second.text) == (None, None, None)
+    assert (third.arousal, third.valence) == (None, 4.0)
+    assert len(load(second)) == 1600
+
+
+DETAILED = {
+    "labels_detailed.csv": "FileName,Detail\nMSP-PODCAST_0001_0008.wav,WORKER01; Happy; Amused,Excited; A:4; V:5; D:3;\n".replace(
+        "Amused,Excited", "Amused"
+    )
+    + 'MSP-PODCAST_0001_0008.wav,"WORKER02; Other-Bored; Sad,Bored; A:4; V:5; D:3;"\n',
+    "wide/labels_detailed.csv": "FileName,Worker_ID,EmoClass_Major,EmoAct\n"
+    "MSP-PODCAST_0001_0008.wav,WORKER01,Happy,4\nMSP-PODCAST_0001_0008.wav,WORKER02,Other-Bored,4\n",
+    "labels_detailed.json": json.dumps(
+        {
+            "MSP-PODCAST_0001_0008.wav": {
+                "WORKER01": {"EmoClass_Major": "Happy", "EmoAct": 4},
+                "WORKER02": {"EmoClass_Major": "Other-Bored", "EmoAct": 4},
+            }
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DETAILED)
+def test_msppodcast_votes(plant, name):
+    root = msp_tree(plant)
+    (root / "Labels" / name.split("/")[-1]).write_text(DETAILED[name])
+    first, second, _ = read("msppodcast", root)
+    assert first.votes == (Vote("H", "WORKER01"), Vote("O", "WORKER02")) and second.votes == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("MSP-PODCAST_0009_0001.wav,Q,1,1,1,1,Male,Train", "line 5: 'Q' is none of"),
+        ("MSP-PODCAST_0009_0001.wav,A,1,x,1,1,Male,Train", "line 5: EmoVal 'x' is no number"),
+        ("MSP-PODCAST_0009_0001.wav,A,1,8.0,1,1,Male,Train", "line 5: EmoVal 8.0 lies outside 1-7"),
+        ("MSP-PODCAST_0001_0008.wav,A,1,1,1,1,Male,Train", "line 5: MSP-PODCAST_0001_0008.wav stands twice"),
+        ("MSP-PODCAST_0009_0001.wav,A,1", "line 5 has fewer fields"),
+    ],
+)
+def test_msppodcast_one_wrong_line(plant, line, message):
+    root = msp_tree(plant, [*MSP, line])
+    with pytest.raises(UserError, match=message):
+        read("msppodcast", root)
+    if "fields" not in message:
+        with pytest.warns(UserWarning, match=message):
+            assert len(list(read("msppodcast", root, counts="warn"))) == 3
+
+
+def test_msppodcast_sizes_and_missing_files(plant):
+    assert sum(msppodcast.RELEASES["1.6"].values()) == 50362
+    assert sum(msppodcast.RELEASES["1.11"].values()) == 151654 - 2347
+    assert sum(msppodcast.RELEASES["2.0"].values()) == 267905 - 3200
+    root = msp_tree(plant)
+    with pytest.raises(UserError, match="Train: expected 169190, found 1"):
+        read("msppodcast", root, release="2.0")
+    with pytest.raises(UserError, match=r"1\.6, 1\.11, 2\.0"):
+        read("msppodcast", root, release="3.0")
+    (root / "Audios" / "MSP-PODCAST_0001_0019.wav").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 audio files are missing: MSP-PODCAST_0001_0019\.wav"):
+        read("msppodcast", root)
+    assert len(list(read("msppodcast", root, counts="ignore"))) == 2
+
+
+def cremad_real(corpora, plant):
+    """The real tables with a small file for every clip."""
+    source = corpora / "cremad_metadata"
+    with open(source / "SentenceFilenames.csv") as file:
+        clips = [row["Filename"] for row in csv.DictReader(file)]
+    root = plant(f"AudioWAV/{clip}.wav" for clip in clips)
+    (root / "processedResults").mkdir()
+    shutil.copy(source / "VideoDemographics.csv", root)
+    shutil.copy(source / "summaryTable.csv", root / "processedResults")
+    with gzip.open(source / "tabulatedVotes.csv.gz") as packed:
+        (root / "processedResults" / "tabulatedVotes.csv").write_bytes(packed.read())
+    return root
+
+
+@pytest.mark.slow
+def test_cremad_with_the_real_tables(corpora, plant):
+    root = cremad_real(corpora, plant)
+    by_channel = {
+        heard: {u.recording: u for u in read("cremad", root, heard=heard)} for heard in cremad.CHANNELS
+    }
+    voice = by_channel["voice"]
+    assert len(voice) == 7442 and len({u.speaker for u in voice.values()}) == 91
+    assert Counter({u.speaker: u.gender for u in voice.values()}.values()) == {"male": 48, "female": 43}
+    first = voice["1001_IEO_HAP_HI"]  # the table: A 2, H 6, N 2 of 10
+    assert Counter(vote.label for vote in first.votes) == {"ANG": 2, "HAP": 6, "NEU": 2}
+    assert (first.label, first.text, first.age, first.extra["level"]) == (
+        "HAP",
+        "It's eleven o'clock",
+        51,
+        "HI",
+    )
+    assert voice["1001_IEO_HAP_LO"].extra["majority"] == "NEU"
+    assert by_channel["face"]["1001_IEO_HAP_LO"].extra["majority"] == "HAP"
+    agree = sum(v.label == u.label for u in voice.values() for v in u.votes) / sum(
+        len(u.votes) for u in voice.values()
+    )
+    assert 0.395 < agree < 0.405
+    # An independent reading of the summary: its majority is the mode of the votes.
+    for u in list(voice.values())[::40]:
+        counts = Counter(vote.label for vote in u.votes)
+        assert set(u.extra["majority"].split(":")) == {
+            label for label, n in counts.items() if n == max(counts.values())
+        }
+    (root / "AudioWAV" / "1001_IEO_ANG_HI.wav").unlink()
+    with pytest.raises(UserError, match="ANG: expected 1271, found 1270"):
+        read("cremad", root)
+
+
+def test_cremad_responses_carry_raters(plant):
+    root = plant(["AudioWAV/1001_IEO_ANG_HI.wav", "AudioWAV/1002_WSI_SAD_XX.wav"])
+    columns = '"","localid","pos","queryType","clipName","respEmo"\n'
+    rows = [
+        '"1",7,1,1,"1001_IEO_ANG_HI","A"',
+        '"2",7,2,2,"1001_IEO_ANG_HI","H"',
+        '"3",9,1,1,"1001_IEO_ANG_HI","D"',
+    ]
+    (root / "finishedResponses.csv").write_text(columns + "\n".join(rows) + "\n")
+    first, second = read("cremad", root, counts="ignore")
+    assert first.votes == (Vote("ANG", "7"), Vote("DIS", "9")) and second.votes == ()
+    assert (first.gender, first.age) == (None, None)
+    assert next(read("cremad", root, counts="ignore", heard="face")).votes == (Vote("HAP", "7"),)
+    with pytest.raises(UserError, match="heard is 'ear'"):
+        read("cremad", root, heard="ear")
+    (root / "finishedResponses.csv").write_text(columns + '"1",7,1,1,"1001_IEO_ANG_HI","Q"\n')
+    with pytest.raises(UserError, match="line 2: 'Q' is none of"):
+        read("cremad", root, counts="ignore")
+
+
+def test_cremad_refuses_lfs_pointers(plant):
+    root = plant(["AudioWAV/1001_IEO_ANG_HI.wav"])
+    (root / "AudioWAV/1001_IEO_ANG_HI.wav").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    )
+    with pytest.raises(UserError, match="git lfs pull"):
+        read("cremad", root)
+
+
+def meld_tree(plant, suffix=".wav", absent=frozenset(), few=False):
+    """The whole of MELD in names and labels; clips of one split lie in a folder of their own name."""
+    rows = {}
+    for split, counts in meld.PUBLISHED.items():
+        labels = [label for label, n in counts.items() for _ in range(n)]
+        # Ten utterances a dialogue; the published numbers of the two broken clips exist.
+        rows[split] = [(n // 10, n % 10, label) for n, label in enumerate(labels)]
+    names = [
+        f"{meld.FOLDERS[split]}/dia{d}_utt{u}{suffix}"
+        for split, items in rows.items()
+        for d, u, _ in items
+        if f"{split}_dia{d}_utt{u}" not in absent and not (few and d)
+    ]
+    root = plant(names)
+    for split, items in rows.items():
+        with open(root / f"{split}_sent_emo.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                [
+                    "Sr No.",
+                    "Utterance",
+                    "Speaker",
+                    "Emotion",
+                    "Sentiment",
+                    "Dialogue_ID",
+                    "Utterance_ID",
+                    "Season",
+                    "Episode",
+                    "StartTime",
+                    "EndTime",
+                ]
+            )
+            for n, (d, u, label) in enumerate(items):
+                who = ("Joey", "Monica", "All", "Waiter")[n % 4]
+                writer.writerow(
+                    [
+                        n + 1,
+                        'He said, "no"',
+                        who,
+                        label,
+                        "neutral",
+                        d,
+                        u,
+                        8,
+                        21,
+                        "00:16:16,059",
+                        "00:16:21,731",
+                    ]
+                )
+    return root
+
+
+@pytest.mark.slow
+def test_meld(plant):
+    root = meld_tree(plant, absent={"train_dia125_utt3"})
+    plant(["output_repeated_splits_test/final_videos_testdia0_utt0.wav"])
+    utterances = list(read("meld", root))
+    assert len(utterances) == 13708 - 1  # the broken clip's absence is no error
+    first = utterances[0]
+    assert (first.key, first.session, first.recording) == ("meld-train_dia0_utt0", "train", "train_dia0")
+    assert (first.text, first.speaker, first.gender) == ('He said, "no"', "Joey", "male")
+    assert utterances[2].speaker is None and (utterances[3].speaker, utterances[3].gender) == ("Waiter", None)
+    assert len({u.key for u in utterances}) == len(utterances) and len(load(first)) == 1600
+    (root / meld.FOLDERS["dev"] / "dia7_utt3.wav").unlink()
+    with pytest.raises(UserError, match="1 audio files are missing: dia7_utt3"):
+        read("meld", root)
+    text = (root / "test_sent_emo.csv").read_text().replace(",anger,", ",angry,", 1)
+    (root / "test_sent_emo.csv").write_text(text)
+    (root / meld.FOLDERS["dev"] / "dia7_utt3.wav").write_bytes(b"")
+    with pytest.raises(UserError, match="line 2: 'angry'"):
+        read("meld", root)
+
+
+def test_meld_of_mp4_only_names_the_command(plant):
+    with pytest.raises(UserError, match="MP4 only") as caught:
+        read("meld", meld_tree(plant, ".mp4", few=True))
+    assert "ffmpeg" in caught.value.hint
+
+
+def test_fesc_from_a_table_and_from_split_files(plant):
+    root = plant(["JAKA/JAKA_01.wav", "JAKA/JAKA_02.wav", "wav/tuva-3.wav"])
+    (root / "labels.csv").write_text(
+        "file,label,text\nJAKA_01.wav,1,hei\n/other/JAKA_02.wav,tenderness,\ntuva-3.wav,4,\n"
+    )
+    utterances = list(read("fesc", root))
+    assert [(u.speaker, u.label, u.text) for u in utterances] == [
+        ("JAKA", "anger", "hei"),
+        ("JAKA", "tenderness", None),
+        ("TUVA", "sadness", None),
+    ]
+    assert [u.extra["code"] for u in utterances] == ["1", "5", "4"] and len(load(utterances[0])) == 1600
+    (root / "labels.csv").unlink()
+    part = {
+        "a": {"file_path": "/m/JAKA_01.wav", "label": "1"},
+        "b": {"file_path": "/m/tuva-3.wav", "label": "4"},
+    }
+    for split in ("train", "test"):  # the same file in two splits of two folds
+        (root / "TIRE").mkdir(exist_ok=True)
+        (root / "TIRE" / f"{split}.json").write_text(json.dumps(part))
+    assert [(u.speaker, u.label) for u in read("fesc", root)] == [("JAKA", "anger"), ("TUVA", "sadness")]
+    part["b"]["label"] = "6"
+    (root / "TIRE" / "train.json").write_text(json.dumps(part))
+    with pytest.raises(UserError, match="'6' is no label"):
+        read("fesc", root)
+
+
+def test_fesc_mistakes(plant):
+    root = plant(["a/x_01.wav"])
+    (root / "labels.csv").write_text("file,label\nx_01.wav,1\n")
+    with pytest.raises(UserError, match="the speaker of x_01 is unknown"):
+        read("fesc", root)
+    (root / "labels.csv").write_text("file,label\nTUVA_9.wav,1\n")
+    with pytest.raises(UserError, match="1 audio files are missing: TUVA_9"):
+        read("fesc", root)

@@ -1,0 +1,432 @@
+"""Stored targets: every guarantee of `shards.targets`, on packed audio, against a plain dictionary as the oracle."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shards.dataset import Dataset
+from shards.errors import UserError
+from shards.pack import pack
+from shards.target_list import carry, list_targets, remove, verify_targets
+from shards.targets import ABSENT, NO_INPUT, PRESENT, QUARANTINED, Output, TargetSpec, TargetStore, Unit
+from shards.utterance import Utterance
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUTS = (
+    Output("logits", "utterance", (4,)),
+    Output("layers", "layer-pooled", (2, 3), "float16"),
+    Output("mel", "frame", (5,), "float16"),
+    Output("tokens", "token", ()),
+)
+FIELDS = {
+    "weights": "9f86d0",
+    "labels": ["angry", "happy"],
+    "view_policy": "0" * 16,
+    "batch": {"seconds": 60, "fp": 32},
+}
+SPEC = TargetSpec("wav-teacher", OUTPUTS, FIELDS, {"torch": "2.13"})
+N = 20
+
+
+def make(folder: Path, seed: int = 0, n: int = N) -> Dataset:
+    """n utterances of 0.1 to 0.2 s in shards of about six; the seed changes the audio, not the keys."""
+    rng = np.random.default_rng(seed)
+    wavs = folder / f"wavs{seed}"
+    wavs.mkdir(parents=True)
+    utterances = []
+    for i in range(n):
+        path = wavs / f"{i:03d}.wav"
+        soundfile.write(
+            path, rng.uniform(-0.5, 0.5, 1600 + 80 * i).astype(np.float32), 16000, subtype="PCM_16"
+        )
+        utterances.append(
+            Utterance(
+                key=f"toy-{i:03d}", corpus="toy", audio=str(path), recording=f"r{i}", speaker=f"s{i % 4}"
+            )
+        )
+    return pack(utterances, str(folder / "dataset"), shard_seconds=0.9)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    assert len(make(folder).shards) >= 3
+    return folder / "dataset"
+
+
+@pytest.fixture
+def dataset(packed, tmp_path) -> Dataset:
+    shutil.copytree(packed, tmp_path / "dataset")
+    return Dataset.open(str(tmp_path / "dataset"))
+
+
+def says(row: int, view: int, turn: int = 0) -> dict[str, np.ndarray]:
+    """What the teacher of these tests says; a pure function."""
+    rng = np.random.default_rng([row, view, turn])
+    frames = int(rng.integers(0, 7))
+    return {
+        "logits": rng.standard_normal(4).astype(np.float32),
+        "layers": rng.standard_normal((2, 3)).astype(np.float16),
+        "mel": rng.standard_normal((frames, 5)).astype(np.float16),
+        "tokens": rng.standard_normal(frames + 1).astype(np.float32),
+    }
+
+
+def commit(store: TargetStore, unit: Unit, states=None, turn: int = 0) -> np.ndarray:
+    said = [says(int(row), unit.view, turn) for row in unit.rows]
+    states = np.ones(len(unit.rows), np.uint8) if states is None else states
+    return store.write(unit, states, {o.name: [s[o.name] for s in said] for o in store.spec.outputs})
+
+
+def fill(store: TargetStore, views=(0,), wanted=None) -> None:
+    wanted = np.ones(len(store.dataset), bool) if wanted is None else wanted
+    for unit in store.due(wanted, views):
+        commit(store, unit)
+
+
+def agrees(store: TargetStore, rows, views, oracle: dict) -> None:
+    """Reading equals the oracle {(row, view): (state, {name: array})}; what it does not hold is ABSENT."""
+    rows, views = np.asarray(rows), np.broadcast_to(views, np.shape(rows))
+    found, states = store.read(rows, views), store.state(rows, views)
+    for i, at in enumerate(zip(rows.tolist(), views.tolist())):
+        state, said = oracle.get(at, (ABSENT, {}))
+        assert states[i] == state, at
+        for o in store.spec.outputs:
+            nothing = np.zeros((0, *o.shape) if o.ragged else o.shape, o.dtype)
+            wanted = said[o.name] if state == PRESENT else nothing
+            assert found[o.name][i].dtype == np.dtype(o.dtype)
+            np.testing.assert_array_equal(found[o.name][i], wanted)
+
+
+def test_all_kinds_come_back_in_any_order_with_repeats(dataset):
+    store = TargetStore.create(dataset, SPEC)
+    fill(store, views=(0, 3))
+    oracle = {(r, v): (PRESENT, says(r, v)) for r in range(N) for v in (0, 3)}
+    rng = np.random.default_rng(0)
+    agrees(store, rng.integers(0, N, 50), rng.choice([0, 1, 3], 50), oracle)
+    again = pickle.loads(pickle.dumps(TargetStore.open(dataset, "wav-teacher", SPEC.fingerprint)))
+    agrees(again, np.arange(N), 3, oracle)
+    agrees(store, np.zeros(0, np.int64), np.zeros(0, np.int64), oracle)
+    assert (Path(dataset.url) / store.root / "v003" / "000000.arrow").is_file()
+    assert store.size() == sum(
+        p.stat().st_size for p in (Path(dataset.url) / "targets").rglob("*") if p.is_file()
+    )
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 2),
+            st.lists(
+                st.tuples(st.integers(0, 30), st.sampled_from([PRESENT, NO_INPUT, QUARANTINED])), min_size=1
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_any_sequence_of_writes_equals_a_dictionary(dataset, writes):
+    shutil.rmtree(Path(dataset.url) / "targets", ignore_errors=True)
+    store, oracle = TargetStore.create(dataset, SPEC), {}
+    for turn, (shard, view, picks) in enumerate(writes):
+        span = dataset.shards[shard].rows
+        states = {span.start + i % (span.stop - span.start): state for i, state in picks}
+        unit = Unit(shard, view, np.array(list(states), np.int64))
+        assert not len(commit(store, unit, np.array(list(states.values()), np.uint8), turn))
+        oracle |= {(row, view): (state, says(row, view, turn)) for row, state in states.items()}
+    rows, views = (a.ravel() for a in np.meshgrid(np.arange(N), np.arange(3)))
+    agrees(store, rows, views, oracle)
+    agrees(TargetStore.open(dataset, "wav-teacher"), rows, views, oracle)
+    due = {(int(r), u.view) for u in store.due(np.ones(N, bool), range(3)) for r in u.rows}
+    assert due == {at for at in zip(rows.tolist(), views.tolist()) if at not in oracle}
+
+
+def test_due_is_what_is_wanted_and_absent_and_writing_in_parts_gives_the_same_bytes(dataset, tmp_path):
+    store = TargetStore.create(dataset, SPEC)
+    some = np.arange(N) % 3 == 0
+    fill(store, wanted=some)
+    assert store.due(some, [0]) == []
+    left = store.due(np.ones(N, bool), [0])
+    assert sorted(np.concatenate([u.rows for u in left]).tolist()) == np.flatnonzero(~some).tolist()
+    for unit in left:
+        commit(store, unit)
+    in_parts = {p.name: p.read_bytes() for p in (Path(dataset.url) / store.root / "v000").iterdir()}
+    shutil.rmtree(Path(dataset.url) / "targets")
+    fill(TargetStore.create(dataset, SPEC))
+    at_once = {p.name: p.read_bytes() for p in (Path(dataset.url) / store.root / "v000").iterdir()}
+    assert in_parts == at_once
+
+
+def test_other_states_are_kept_and_never_due_again(dataset):
+    store = TargetStore.create(dataset, SPEC)
+    unit = store.due(np.ones(N, bool), [0])[0]
+    states = np.resize(np.array([PRESENT, NO_INPUT, QUARANTINED], np.uint8), len(unit.rows))
+    commit(store, unit, states)
+    np.testing.assert_array_equal(store.state(unit.rows), states)
+    assert unit.shard not in {u.shard for u in store.due(np.ones(N, bool), [0])}
+
+
+def test_numbers_that_are_not_finite_as_stored_are_quarantined(dataset):
+    spec = TargetSpec("half", (Output("y", "utterance", (2,), "float16"),), {"view_policy": "x"})
+    store = TargetStore.create(dataset, spec)
+    unit = Unit(0, 0, np.arange(4))
+    values = [np.array([1, 2.0]), np.array([1, 70000.0]), np.array([np.nan, 0]), np.array([-65504.0, 0])]
+    refused = store.write(unit, np.ones(4, np.uint8), {"y": values})
+    assert refused.tolist() == [1, 2]
+    assert store.state(unit.rows).tolist() == [PRESENT, QUARANTINED, QUARANTINED, PRESENT]
+    with pytest.raises(UserError, match=r"shape \(3,\), not \(2,\)") as error:
+        store.write(unit, np.ones(4, np.uint8), {"y": [np.zeros(3)] * 4})
+    assert error.value.where == dataset.keys(np.array([0]))[0]
+
+
+def test_targets_of_replaced_audio_are_never_read_and_due_again(tmp_path):
+    old = make(tmp_path, seed=0)
+    fill(TargetStore.create(old, SPEC))
+    for name in ("dataset.json", "shards", "index", "plan.arrow"):
+        path = tmp_path / "dataset" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    new = make(tmp_path, seed=1)
+    assert [s.sha256 for s in new.shards] != [s.sha256 for s in old.shards]
+    assert new.keys(np.arange(N)) == old.keys(np.arange(N))
+    store = TargetStore.open(new, "wav-teacher")
+    agrees(store, np.arange(N), 0, {})
+    assert sum(len(u.rows) for u in store.due(np.ones(N, bool), [0])) == N
+    assert len(list_targets(new)[0].orphans) == len(old.shards)
+    commit(store, Unit(0, 0, np.array([1])), turn=5)  # nothing of the old file is copied
+    agrees(store, np.arange(N), 0, {(1, 0): (PRESENT, says(1, 0, 5))})
+
+
+def test_withdrawn_rows_have_no_targets(dataset):
+    from shards.withdraw import withdraw  # the tombstone that everything must honour
+
+    fill(TargetStore.create(dataset, SPEC))
+    withdraw(dataset.url, speaker="toy/s1")
+    after = Dataset.open(dataset.url)
+    gone = ~np.asarray(after.alive)
+    assert 0 < gone.sum() < N
+    store = TargetStore.open(after, "wav-teacher")
+    agrees(store, np.arange(N), 0, {(r, 0): (PRESENT, says(r, 0)) for r in np.flatnonzero(~gone).tolist()})
+    assert store.due(np.ones(N, bool), [0]) == []
+    assert sum(list_targets(after)[0].present.values()) == (~gone).sum()
+
+
+def test_view_invariant_targets_are_stored_once(dataset):
+    spec = TargetSpec("text", (Output("y", "utterance", (2,)),), {"model": "minilm"}, view_invariant=True)
+    store = TargetStore.create(dataset, spec)
+    units = store.due(np.ones(N, bool), [0, 1, 2, 3])
+    assert len(units) == len(dataset.shards)
+    for unit in units:
+        store.write(unit, np.ones(len(unit.rows), np.uint8), {"y": [np.array([r, -r]) for r in unit.rows]})
+    assert {p.parent.name for p in (Path(dataset.url) / store.root).rglob("*.arrow")} == {"any"}
+    views = np.arange(N) % 7
+    assert (store.state(np.arange(N), views) == PRESENT).all()
+    assert store.read(np.arange(N), views)["y"][:, 0].tolist() == list(range(N))
+
+
+def test_a_fingerprint_that_does_not_fit_names_each_field_with_both_values(dataset):
+    TargetStore.create(dataset, SPEC)
+    far = TargetSpec("wav-teacher", (Output("other", "utterance", (9,)),), {"weights": "aaaa"})
+    TargetStore.create(dataset, far)
+    wanted = TargetSpec(
+        "wav-teacher", OUTPUTS, FIELDS | {"weights": "c0ffee", "batch": {"seconds": 30, "fp": 32}, "new": 1}
+    )
+    with pytest.raises(UserError) as error:
+        TargetStore.open(dataset, expect=wanted)
+    text = str(error.value)
+    for part in (
+        'fields.weights: stored "9f86d0", wanted "c0ffee"',
+        "fields.batch.seconds: stored 60, wanted 30",
+        "fields.new: stored (missing), wanted 1",
+        SPEC.fingerprint,
+    ):
+        assert part in text, text
+    assert "fp:" not in text and "labels" not in text
+    with pytest.raises(UserError, match=r"fields\.weights"):
+        TargetStore.open(dataset, "wav-teacher", SPEC.fingerprint, expect=wanted)
+    with pytest.raises(UserError, match="several targets"):
+        TargetStore.open(dataset, "wav-teacher")
+    with pytest.raises(UserError, match="no targets of 'nobody'"):
+        TargetStore.open(dataset, "nobody")
+    assert TargetStore.open(dataset, expect=SPEC).spec == SPEC
+
+
+def test_fingerprints_hold_all_but_the_informative():
+    assert TargetSpec("wav-teacher", OUTPUTS, FIELDS, {"torch": "other"}).fingerprint == SPEC.fingerprint
+    reordered = TargetSpec("wav-teacher", list(OUTPUTS), dict(reversed(FIELDS.items())))
+    assert reordered.fingerprint == SPEC.fingerprint and len(SPEC.fingerprint) == 16
+    others = [
+        TargetSpec("other", OUTPUTS, FIELDS),
+        TargetSpec("wav-teacher", OUTPUTS[:3], FIELDS),
+        TargetSpec("wav-teacher", (*OUTPUTS[:3], Output("tokens", "frame", ())), FIELDS),
+        TargetSpec("wav-teacher", OUTPUTS, FIELDS | {"labels": ["happy", "angry"]}),
+        TargetSpec("wav-teacher", OUTPUTS, FIELDS, view_invariant=True),
+    ]
+    assert len({s.fingerprint for s in [*others, SPEC]}) == len(others) + 1
+    assert TargetSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 81, "a b"])
+def test_names_are_names_never_paths(name):
+    with pytest.raises(UserError, match="form"):
+        TargetSpec(name, OUTPUTS)
+    with pytest.raises(UserError, match="form"):
+        TargetSpec("t", (Output(name, "utterance", (1,)),))
+
+
+def test_damage_is_refused_by_name_or_found_by_verify(dataset):
+    """Cut the file anywhere and flip bytes anywhere: never wrong numbers in silence after verify, never a crash."""
+    store = TargetStore.create(dataset, SPEC)
+    fill(store)
+    path = Path(dataset.url) / store.root / "v000" / "000000.arrow"
+    whole, span = path.read_bytes(), dataset.shards[0].rows
+    rows = np.arange(span.start, span.stop)
+    oracle = {(int(r), 0): (PRESENT, says(int(r), 0)) for r in rows}
+    rng = np.random.default_rng(0)
+    cuts = [whole[:n] for n in (0, 7, 100, len(whole) // 2, len(whole) - 1)]
+    flips = []
+    for at in rng.integers(0, len(whole), 300):
+        bytes_ = bytearray(whole)
+        bytes_[at] ^= 1 << int(rng.integers(8))
+        flips.append(bytes(bytes_))
+    refused = 0
+    for data in cuts + flips:
+        path.write_bytes(data)
+        store.refresh()
+        problems = verify_targets(dataset.store, "wav-teacher", SPEC.fingerprint)
+        try:
+            store.read(rows)
+        except UserError as error:
+            refused += 1
+            assert problems and str(path) in str(error) and "delete the file" in str(error)
+            continue
+        if not problems and (store.state(rows) == PRESENT).all():
+            agrees(store, rows, 0, oracle)  # a byte that means nothing (padding)
+        assert data not in cuts
+    assert refused > len(cuts)
+    path.unlink()
+    store.refresh()
+    assert [u.shard for u in store.due(np.ones(N, bool), [0])] == [0]
+
+
+def test_files_of_another_place_are_refused(dataset):
+    store = TargetStore.create(dataset, SPEC)
+    fill(store)
+    folder = Path(dataset.url) / store.root
+    shutil.copytree(folder / "v000", folder / "v001")
+    with pytest.raises(UserError, match="holds v000 of fingerprint"):
+        TargetStore.open(dataset, "wav-teacher").read(np.arange(2), 1)
+    text = json.loads((folder / "targets.json").read_text())
+    text["fields"]["weights"] = "forged"
+    (folder / "targets.json").write_text(json.dumps(text))
+    with pytest.raises(UserError, match="not that of its folder"):
+        TargetStore.open(dataset, "wav-teacher")
+    (folder / "targets.json").write_text("{]")
+    with pytest.raises(UserError, match="does not describe targets"):
+        TargetStore.open(dataset, "wav-teacher")
+
+
+def test_frames_are_views_on_the_mapped_file_and_few_files_are_held(dataset, monkeypatch):
+    monkeypatch.setattr("shards.targets.OPEN_FILES", 2)
+    store = TargetStore.create(dataset, SPEC)
+    fill(store)
+    for frames in store.read(np.arange(N))["mel"]:
+        assert not frames.flags.owndata and not frames.flags.writeable
+    assert len(store._files) == 2
+    kept = store.read(np.arange(N))["mel"]
+    shutil.rmtree(
+        Path(dataset.url) / store.root
+    )  # a mapping outlives its file's name and its place in the cache
+    for row, frames in enumerate(kept):
+        np.testing.assert_array_equal(frames, says(row, 0)["mel"])
+
+
+def test_listing_orphans_removal_and_what_erasure_carries_over(dataset):
+    store = TargetStore.create(dataset, SPEC)
+    fill(store, views=(0, 2))
+    folder = Path(dataset.url) / store.root
+    shutil.copy(folder / "v000" / "000000.arrow", folder / "v000" / "000077.arrow")
+    stray = Path(dataset.url) / "targets" / "gone" / ("0" * 16) / "v000" / "000000.arrow"
+    stray.parent.mkdir(parents=True)
+    shutil.copy(folder / "v000" / "000000.arrow", stray)
+    gone, mine = list_targets(dataset)
+    assert (mine.teacher, mine.fingerprint, mine.present) == (
+        "wav-teacher",
+        SPEC.fingerprint,
+        {"v000": N, "v002": N},
+    )
+    assert mine.orphans == (f"{store.root}/v000/000077.arrow",) and mine.bytes == store.size()
+    assert gone.teacher == "gone" and len(gone.orphans) == 1 and gone.present == {}
+
+    info = dataset.shards[0]
+    keep = np.arange(info.rows.stop - info.rows.start) % 2 == 0
+    assert (
+        carry(dataset.store, ("000000", "f" * 64), ("000009", "e" * 64), keep) == []
+    )  # other audio: nothing
+    written = carry(dataset.store, ("000000", info.sha256), ("000009", "e" * 64), keep)
+    assert sorted(written) == [f"{store.root}/v000/000009.arrow", f"{store.root}/v002/000009.arrow"]
+    from shards.target_file import open_file
+
+    file = open_file(dataset.store, written[0], SPEC, "v000")
+    assert file.shard_sha256 == "e" * 64 and file.check_sum() and len(file.states) == keep.sum()
+    for i, local in enumerate(np.flatnonzero(keep)):
+        np.testing.assert_array_equal(file.row(OUTPUTS[2], i), says(info.rows.start + int(local), 0)["mel"])
+    remove(dataset, "wav-teacher", SPEC.fingerprint)
+    assert [t.teacher for t in list_targets(dataset)] == ["gone"]
+
+
+WRITER = """
+import sys, numpy as np
+sys.path.insert(0, {root!r})
+from tests.shards.test_targets import *
+dataset = Dataset.open({url!r})
+store = TargetStore.create(dataset, SPEC)
+print("ready", flush=True)
+for view in range(100000):
+    for unit in store.due(np.ones(N, bool), [view]):
+        for part in filter(len, np.array_split(unit.rows, 3)):
+            commit(store, Unit(unit.shard, unit.view, part))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_writer_loses_only_the_unit_in_work(dataset):
+    code = WRITER.format(root=str(ROOT), url=dataset.url)
+    rng = np.random.default_rng(1)
+    done_before: set = set()
+    for _ in range(4):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert child.stdout.readline() == b"ready\n"
+        folder = Path(dataset.url) / SPEC_ROOT
+        target = len(list(folder.rglob("*.arrow"))) + int(rng.integers(3, 40))
+        while len(list(folder.rglob("*.arrow"))) < target:  # ends when the child has got that far
+            assert child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        store = TargetStore.open(dataset, "wav-teacher")
+        views = sorted(int(p.name[1:]) for p in folder.iterdir() if p.is_dir())
+        rows, at = (a.ravel() for a in np.meshgrid(np.arange(N), views))
+        states = store.state(rows, at)
+        done = {(int(r), int(v)) for r, v, s in zip(rows, at, states) if s == PRESENT}
+        agrees(store, rows, at, {(r, v): (PRESENT, says(r, v)) for r, v in done})
+        due = {(int(r), u.view) for u in store.due(np.ones(N, bool), views) for r in u.rows}
+        assert due.isdisjoint(done) and len(due) + len(done) == len(rows)
+        assert done_before <= done and len(done) > len(done_before)
+        done_before = done
+        assert verify_targets(dataset.store, "wav-teacher", SPEC.fingerprint) == []
+
+
+SPEC_ROOT = f"targets/wav-teacher/{SPEC.fingerprint}"

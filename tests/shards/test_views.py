@@ -1,0 +1,531 @@
+"""Views: integer parameters that never change, durations known beforehand, samples that repeat, effects as stated."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import welch
+
+from shards import law
+from shards.errors import UserError
+from shards.views import Asset, ViewPolicy, apply, params, view_samples
+from shards.views.ops import pink, synthetic_room, white
+
+RATE = 16_000
+FULL = {
+    "count": 4,
+    "seed": 11,
+    "gain_db": (-6.0, 6.0),
+    "speed": (900, 1100),
+    "snr_db": (5.0, 20.25),
+    "noise": "synthetic",
+    "room": "synthetic",
+    "band": ((200, 400), (3000, 3800)),
+    "mask_spans": (0, 3),
+    "crop": {"policy": "random", "seconds": 1.5},
+    "probability": {"room": 500, "band": 300, "noise": 700},
+}
+
+
+def speech(seed: int = 0, samples: int = 20_000) -> np.ndarray:
+    """Band-limited noise with slow swells, on the int16 grid as decoded FLAC is."""
+    x = np.convolve(white(seed, samples + 7), np.ones(8) / 8, mode="valid")
+    x *= (1 + np.sin(np.arange(samples) / 900)) / 2
+    return (np.rint(x / abs(x).max() * 9000) / 32768).astype(np.float32)
+
+
+def keys(count: int) -> np.ndarray:
+    return law.hash64(77, np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    soundfile.write(folder / "noise-8k.wav", white(1, 6000) / 2**19, 8000)
+    soundfile.write(folder / "noise-stereo.wav", np.stack([pink(2, 9000), pink(3, 9000)], 1) / 2**21, RATE)
+    response = np.zeros(4000)
+    response[100], response[150], response[1600] = 0.4, -0.9, 0.3
+    soundfile.write(folder / "room.wav", response, RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_files(files) -> ViewPolicy:
+    noise = (str(files / "noise-8k.wav"), str(files / "noise-stereo.wav"))
+    return ViewPolicy.from_dict({**FULL, "noise": noise, "room": [str(files / "room.wav")]})
+
+
+# Parameters
+
+
+def test_params_golden():
+    """Written once: a change here means that every stored target was made on other audio."""
+    policy = ViewPolicy.from_dict(FULL)
+    found = [astuple(params(policy, k, v, n)) for k, v, n in GOLDEN_FOR]
+    assert found == GOLDEN
+    assert policy.hash() == "a42d635a9b35b41c"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**64 - 1), st.integers(1, 9), st.integers(0, 2**63))
+def test_draw_is_its_definition(key, view, seed):
+    """Speed and gain by hand, in Python integers, from the documented words of the hash."""
+
+    def mix(z):
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+        return z ^ (z >> 31)
+
+    def hashed(s, x):
+        return mix(mix((s + 0x9E3779B97F4A7C15) % 2**64) ^ mix(x ^ 0xD1B54A32D192ED03))
+
+    def number(op, j, low, high):
+        word = hashed(64 * op + j, hashed(view, hashed(seed, key)))
+        return low + ((word >> 32) * (high - low + 1) >> 32)
+
+    policy = ViewPolicy(seed=seed, speed=(900, 1100), gain_db=(-6, 6), probability={"speed": 400})
+    p = params(policy, key, view, 16_000)
+    assert p.speed == (number(1, 1, 900, 1100) if number(1, 0, 0, 999) < 400 else 1000)
+    assert p.gain_cdb == number(5, 1, -600, 600)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 9),
+    st.integers(1, 10**6),
+    st.sampled_from([None, "head", "center", "random"]),
+    st.integers(0, 2**32),
+)
+def test_params_within_ranges_and_duration_known(key, view, samples, crop, seed):
+    data = {**FULL, "seed": seed, "crop": crop and {"policy": crop, "seconds": 2.0}}
+    policy = ViewPolicy.from_dict(data)
+    p = params(policy, key, view, samples)
+    assert all(type(x) is int for x in astuple(p)[:-1])
+    one = view_samples(policy, np.array([key], dtype=np.uint64), view, np.array([samples]))
+    assert one.tolist() == [p.samples] and p.samples == max(1, p.crop_samples * 1000 // p.speed)
+    assert p.crop_start >= 0 and p.crop_samples >= 1 and p.crop_start + p.crop_samples <= samples == p.source
+    if crop is None:
+        assert p.crop_samples == samples
+    else:
+        assert p.samples <= 32_000
+        assert samples * 1000 // p.speed < 32_000 or p.samples > 31_990  # nothing is cut without need
+        spare = samples - p.crop_samples
+        assert crop == "random" or p.crop_start == {"head": 0, "center": spare // 2}[crop]
+    if view == 0:
+        assert astuple(p)[4:5] + astuple(p)[6:] == (1000, *astuple(type(p)(0, 0, 0, 0, 0, 0))[6:])
+        return
+    assert 900 <= p.speed <= 1100 and -600 <= p.gain_cdb <= 600
+    assert p.noise == -1 or (p.noise in (0, 1) and 500 <= p.snr_cdb <= 2025)
+    assert p.room == -1 or (200 <= p.room_ms <= 800 and 0 <= p.room_cdb <= 1000)
+    assert p.band_high_hz == 0 or (200 <= p.band_low_hz <= 400 and 3000 <= p.band_high_hz <= 3800)
+    assert len(p.masks) <= 3 and sum(n for _, n in p.masks) * 1000 <= 300 * p.samples
+    assert all(a >= 0 and n > 0 and a + n <= p.samples for a, n in p.masks)
+
+
+def test_durations_of_many_at_once():
+    policy = ViewPolicy.from_dict(FULL)
+    count = 3000
+    samples = 1 + law.below(law.hash64(5, np.arange(count)), 60_000)
+    views = law.below(law.hash64(6, np.arange(count)), 5)
+    found = view_samples(policy, keys(count), views, samples)
+    assert found.tolist() == [params(policy, k, v, n).samples for k, v, n in zip(keys(count), views, samples)]
+
+
+def test_probabilities_are_met_and_operations_do_not_disturb_each_other():
+    policy = ViewPolicy.from_dict(FULL)
+    drawn = [params(policy, k, 1, 30_000) for k in keys(2000)]
+    for name, share in (("room", 0.5), ("noise", 0.7)):
+        assert abs(np.mean([getattr(p, name) >= 0 for p in drawn]) - share) < 0.04
+    assert abs(np.mean([p.band_high_hz > 0 for p in drawn]) - 0.3) < 0.04
+    without = ViewPolicy.from_dict({**FULL, "room": None, "speed": None, "crop": None, "count": 9})
+    for p, q in zip(drawn, (params(without, k, 1, 30_000) for k in keys(2000))):
+        assert (p.noise, p.snr_cdb, p.gain_cdb, p.band_low_hz) == (
+            q.noise,
+            q.snr_cdb,
+            q.gain_cdb,
+            q.band_low_hz,
+        )
+    speeds = np.array([p.speed for p in drawn])
+    assert speeds.min() < 905 and speeds.max() > 1095 and abs(speeds.mean() - 1000) < 6
+
+
+# Samples
+
+
+def test_length_grid_and_clean_view(with_files):
+    for policy in (ViewPolicy.from_dict(FULL), with_files):
+        for i, key in enumerate(keys(25)):
+            samples = [1, 2, 37, 16_000, 50_000][i % 5]
+            audio = speech(i, samples)
+            for view in (0, 1, 2):
+                p = params(policy, key, view, samples)
+                out = apply(policy, audio, p)
+                assert out.dtype == np.float32 and out.shape == (p.samples,)
+                grid = out.astype(np.float64) * 32768
+                assert (grid == np.rint(grid)).all() and grid.min() >= -32768 and grid.max() <= 32767
+                if view == 0:
+                    assert (out == audio[p.crop_start : p.crop_start + p.samples]).all()
+
+
+def test_loud_audio_is_clipped():
+    policy = ViewPolicy(seed=1, gain_db=(20, 20))
+    audio = speech()
+    out = apply(policy, audio, params(policy, 5, 1, len(audio)))
+    assert out.max() == 32767 / 32768 and out.min() == -1
+
+
+def test_input_is_left_alone_and_wrong_length_refused():
+    policy = ViewPolicy(seed=1, mask_spans=(2, 2))
+    audio = speech()
+    before = audio.copy()
+    for view in (0, 1):
+        apply(policy, audio, params(policy, 5, view, len(audio)))[:] = 1
+    assert (audio == before).all()
+    with pytest.raises(ValueError, match="index says"):
+        apply(policy, audio[:-1], params(policy, 5, 1, len(audio)))
+
+
+RENDER = """
+import hashlib, json, sys
+import numpy as np
+from shards.views.ops import render
+from tests.shards.test_views import ViewPolicy, keys, params, speech
+policy = ViewPolicy.from_dict(json.loads(sys.argv[1]))
+order = [(i, v) for i in range(12) for v in (1, 2)]
+if sys.argv[2] == "backwards":
+    order.reverse()
+out = {}
+for i, v in order:
+    audio = speech(i, 15000 + 9000 * i)
+    # Before rounding to int16, which would hide most differences.
+    x = render(policy, audio, params(policy, keys(12)[i], v, len(audio)))
+    out[i, v] = hashlib.sha256(x.tobytes()).hexdigest()
+print(hashlib.sha256(repr(sorted(out.items())).encode()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_threads_or_order(with_files):
+    found = set()
+    root = Path(__file__).resolve().parents[2]
+    for threads, order in (("1", "forwards"), ("2", "backwards")):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, threads), "PYTHONPATH": str(root)}
+        command = [sys.executable, "-c", RENDER, json.dumps({**with_files.to_dict(), "crop": None}), order]
+        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_a_view_repeats_within_a_process(with_files):
+    audio = speech()
+    wanted = [(k, v) for k in keys(6) for v in (1, 2, 3)]
+
+    def render(k, v, policy):
+        return hashlib.sha256(apply(policy, audio, params(policy, k, v, len(audio))).tobytes()).digest()
+
+    first = {(k, v): render(k, v, with_files) for k, v in wanted}
+    carried = pickle.loads(pickle.dumps(with_files))
+    assert all(render(k, v, carried) == first[k, v] for k, v in reversed(wanted))
+    assert len(set(first.values())) == len(first)
+
+
+@pytest.mark.parametrize("source", ["synthetic", "files"])
+def test_signal_to_noise_ratio(source, files):
+    noise = (
+        "synthetic"
+        if source == "synthetic"
+        else (str(files / "noise-8k.wav"), str(files / "noise-stereo.wav"))
+    )
+    policy = ViewPolicy(seed=3, noise=noise, snr_db=(0, 30))
+    audio = speech(samples=40_000)  # longer than the noise files, which are repeated
+    clean = audio.astype(np.float64)
+    for key in keys(12):
+        p = params(policy, key, 1, len(audio))
+        added = apply(policy, audio, p) - clean
+        ratio = 10 * np.log10(np.sum(clean**2) / np.sum(added**2))
+        assert ratio == pytest.approx(p.snr_cdb / 100, abs=0.05)
+
+
+def test_silence_stays_silent(with_files):
+    audio = np.zeros(16_000, dtype=np.float32)
+    assert not any(apply(with_files, audio, params(with_files, k, 1, 16_000)).any() for k in keys(5))
+
+
+def test_colours_of_noise():
+    for make, slope in ((white, 0.0), (pink, -1.0)):
+        x = make(5, 1 << 18)
+        assert (x == np.rint(x)).all()
+        frequency, power = welch(x, RATE, nperseg=8192)
+        band = (frequency > 30) & (frequency < 3000)
+        fitted = np.polyfit(np.log(frequency[band]), np.log(power[band]), 1)[0]
+        assert fitted == pytest.approx(slope, abs=0.12)
+    assert abs(np.corrcoef(white(5, 10_000), white(6, 10_000))[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("speed", [800, 900, 997, 1013, 1250])
+def test_speed_moves_a_sine(speed):
+    policy = ViewPolicy(seed=1, speed=(speed, speed))
+    t = np.arange(32_000) / RATE
+    audio = (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    p = params(policy, 9, 1, len(audio))
+    out = apply(policy, audio, p).astype(np.float64)
+    assert p.samples == 32_000 * 1000 // speed == len(out)
+    middle = out[2000:-2000] * np.hanning(len(out) - 4000)
+    spectrum = abs(np.fft.rfft(middle, 1 << 20))
+    peak = np.argmax(spectrum) * RATE / (1 << 20)
+    assert peak == pytest.approx(440 * speed / 1000, abs=0.1)
+    assert abs(out[2000:-2000]).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_masks_act_on_their_spans_only():
+    policy = ViewPolicy(seed=1, mask_spans=(1, 3), mask_ms=(20, 90))
+    audio = (speech() + np.float32(0.5)).astype(np.float32)  # nowhere zero
+    for key in keys(10):
+        p = params(policy, key, 1, len(audio))
+        out = apply(policy, audio, p)
+        masked = np.zeros(len(out), dtype=bool)
+        for start, span in p.masks:
+            assert 20 * 16 <= span <= 90 * 16
+            masked[start : start + span] = True
+        assert not out[masked].any() and (out[~masked] == audio[~masked]).all() and masked.any()
+
+
+def test_gain():
+    policy = ViewPolicy(seed=1, gain_db=(-6.02, -6.02))
+    audio = speech()
+    out = apply(policy, audio, params(policy, 1, 1, len(audio)))
+    assert abs(out - audio * 10 ** (-6.02 / 20)).max() <= 0.51 / 32768
+
+
+def test_band_keeps_speech_band_only():
+    policy = ViewPolicy(seed=1, band=((300, 300), (3400, 3400)))
+    audio = (white(1, 64_000) / 2**18).astype(np.float32)
+    frequency, before = welch(audio, RATE, nperseg=2048)
+    _, after = welch(apply(policy, audio, params(policy, 1, 1, len(audio))), RATE, nperseg=2048)
+    change = 10 * np.log10(after / before)
+    assert abs(change[(frequency > 500) & (frequency < 2800)]).max() < 1
+    assert change[frequency > 6000].max() < -30 and change[(frequency > 5) & (frequency < 80)].max() < -20
+
+
+def test_room_file_is_aligned_and_normalised(files):
+    """The response's largest tap stands at sample 0 afterwards; taps before it are left out."""
+    policy = ViewPolicy(seed=1, room=(str(files / "room.wav"),))
+    audio = np.zeros(8000, dtype=np.float32)
+    audio[1000] = 0.5
+    out = apply(policy, audio, params(policy, 1, 1, len(audio)))
+    scale = np.sqrt(0.9**2 + 0.3**2)
+    expected = np.zeros(8000)
+    expected[1000], expected[1000 + 1450] = -0.45 / scale, 0.15 / scale
+    assert abs(out - expected).max() < 2 / 32768
+
+
+def test_synthetic_room():
+    response = synthetic_room(400, 300, 9)
+    assert len(response) == 6400 and np.sum(response**2) == pytest.approx(1)
+    assert 10 * np.log10(response[0] ** 2 / np.sum(response[1:] ** 2)) == pytest.approx(3, abs=1e-9)
+    energy = 10 * np.log10(np.cumsum(response[:0:-1] ** 2)[::-1])  # Schroeder's backward integration
+    fitted = np.polyfit(np.arange(4000) / RATE, energy[:4000], 1)[0]
+    assert -60 / fitted == pytest.approx(0.4, rel=0.1)
+
+
+# The policy
+
+
+def test_round_trip_reads_no_file(with_files, files, tmp_path):
+    data = json.loads(json.dumps(with_files.to_dict()))
+    for asset in data["noise"] + data["room"]:
+        asset["path"] = str(tmp_path / "elsewhere.wav")
+    moved = ViewPolicy.from_dict(data)
+    assert moved.hash() == with_files.hash() and ViewPolicy.from_dict(with_files.to_dict()) == with_files
+    assert [a.samples for a in with_files.noise] == [12_000, 9000]
+
+
+def test_hash_covers_what_shapes_a_view(with_files, files, tmp_path):
+    base = ViewPolicy.from_dict(FULL)
+    changes = [
+        {"seed": 12},
+        {"gain_db": (-6.0, 6.01)},
+        {"speed": None},
+        {"noise": with_files.noise},
+        {"noise": with_files.noise[:1]},
+        {"room": None},
+        {"room": with_files.room},
+        {"room_ms": (200, 801)},
+        {"band": ((200, 401), (3000, 3800))},
+        {"mask_share": 299},
+        {"crop": {"policy": "head", "seconds": 1.5}},
+        {"probability": {}},
+    ]
+    hashes = {ViewPolicy.from_dict({**FULL, **c}).hash() for c in changes}
+    assert len(hashes) == len(changes) and base.hash() not in hashes
+    assert replace(base, count=50).hash() == base.hash()
+    whole = {**FULL, "gain_db": [-6, 6], "crop": {"policy": "random", "seconds": 1.50}}
+    assert ViewPolicy.from_dict(whole).hash() == base.hash()
+    other = tmp_path / "room.wav"
+    soundfile.write(other, np.array([1.0, 0.5]), RATE)
+    assert replace(with_files, room=(str(other),)).hash() != with_files.hash()
+
+
+def test_changed_file_is_refused(tmp_path):
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, white(1, 4000) / 2**19, RATE)
+    policy = ViewPolicy(seed=1, noise=(str(path),), snr_db=(5, 5))
+    soundfile.write(path, white(2, 4000) / 2**19, RATE)
+    with pytest.raises(UserError, match="has changed"):
+        apply(policy, speech(), params(policy, 1, 1, 20_000))
+    path.unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        Asset.of(path)
+    path.write_bytes(b"no audio")
+    with pytest.raises(UserError, match="not an audio file"):
+        Asset.of(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"volume": 3},
+        {"gain_db": (-600, 600)},
+        {"gain_db": (3, -3)},
+        {"gain_db": (0.001, 1)},
+        {"speed": (0.9, 1.1)},
+        {"speed": 1000},
+        {"snr_db": (5, 10)},
+        {"noise": "synthetic"},
+        {"noise": "pub.wav", "snr_db": (5, 10)},
+        {"noise": [], "snr_db": (5, 10)},
+        {"band": ((300, 400), (400, 500))},
+        {"band": (300, 3400)},
+        {"mask_spans": (0, 99)},
+        {"crop": {"policy": "tail", "seconds": 3}},
+        {"crop": 3},
+        {"crop": {"policy": "head", "seconds": 0}},
+        {"probability": {"crop": 10}},
+        {"probability": {"gain": 0.5}},
+        {"count": -1},
+    ],
+)
+def test_mistakes_are_explained(wrong):
+    with pytest.raises(UserError) as error:
+        ViewPolicy.from_dict(wrong)
+    assert error.value.where.startswith("views")
+
+
+GOLDEN_FOR = [(k, v, 20_000 + 7000 * v) for k in (1, 2**63 + 12345) for v in (0, 1, 2, 3)]
+GOLDEN = [
+    (0, 20000, 0, 20000, 1000, 20000, -1, 0, 0, 0, -1, 0, 0, 0, 0, 0, 0, ()),
+    (
+        1,
+        27000,
+        1234,
+        23688,
+        987,
+        24000,
+        -1,
+        0,
+        0,
+        0,
+        1,
+        0,
+        15825935723967375910,
+        1956,
+        0,
+        0,
+        340,
+        ((21696, 1968), (17960, 1504)),
+    ),
+    (2, 34000, 7766, 24696, 1029, 24000, -1, 0, 0, 0, -1, 0, 0, 0, 0, 0, -264, ((10928, 1008),)),
+    (
+        3,
+        41000,
+        15590,
+        21936,
+        914,
+        24000,
+        -1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        6278984727935445600,
+        1030,
+        337,
+        3457,
+        -466,
+        ((15287, 1840), (5801, 1856), (1750, 2400)),
+    ),
+    (0, 20000, 0, 20000, 1000, 20000, -1, 0, 0, 0, -1, 0, 0, 0, 0, 0, 0, ()),
+    (
+        1,
+        27000,
+        3088,
+        23160,
+        965,
+        24000,
+        0,
+        772,
+        475,
+        11122793686556340398,
+        1,
+        0,
+        11496060974947000799,
+        1824,
+        264,
+        3550,
+        165,
+        ((4714, 2544), (789, 1232)),
+    ),
+    (
+        2,
+        34000,
+        347,
+        23928,
+        997,
+        24000,
+        0,
+        636,
+        910,
+        10788832096615857244,
+        1,
+        0,
+        3642280792124555891,
+        1727,
+        217,
+        3275,
+        -280,
+        (),
+    ),
+    (
+        3,
+        41000,
+        8788,
+        21744,
+        906,
+        24000,
+        -1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        7627176639455017814,
+        1718,
+        287,
+        3096,
+        -372,
+        ((5396, 3200),),
+    ),
+]
