@@ -1,0 +1,1 @@
+"""Ray: sessions, parallel packing, targets and trainings. Imports `shards` and `ser`."""

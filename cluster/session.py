@@ -4,7 +4,8 @@ Guarantees: only what was started here is shut down; the embedded cluster has it
 temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; `map` keeps a
 bounded number of tasks in flight, cancels them when the caller stops or anything fails, and raises a task's UserError as
 if the function had been called here.
-Gives up: one session a process at a time (Ray's own limit).
+Gives up: one session a process at a time (Ray's own limit). A cancelled task stops at its next Python instruction, so one
+long native call is waited for by whoever needs its CPU.
 """
 
 import os

@@ -80,6 +80,14 @@ def report(recipe: RecipeName, overrides: Overrides = None, variant: Variant = N
 
 
 @app.command()
+def leak() -> None:
+    """Show on EmoDB what it is worth to have heard the test speakers, and how STRICT refuses folds that leak."""
+    from launch.leak import demonstrate
+
+    demonstrate(Display())
+
+
+@app.command()
 def pack(
     recipe: Annotated[str | None, typer.Argument(help="a recipe, to pack its dataset")] = None,
     corpus: Annotated[

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from launch.display import Display
-from ser import produce
+from ser import __version__, produce
 from ser.checkpoint import write_json
 from ser.job import Job, digest, directory, finished, identity, jobs, train_config
 from ser.recipe import Recipe
@@ -106,19 +106,34 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
         if last >= 2:
             model_stages(runner, setting, last, only)
         if last >= 5:
-            from ser.evaluate import evaluate
-
-            began = time.perf_counter()
-            display.say("evaluating")
-            evaluate(setting)
-            runner.record("evaluate", 1, 0, began)
-        if last >= 6:
-            from ser.report import write_report
-
-            began = time.perf_counter()
-            path = write_report(setting)
-            runner.record("report", 1, 0, began, str(path))
+            results_stage(runner, setting, with_page=last >= 6)
     return runner.lines
+
+
+def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
+    """Scores and, if asked for, the page; both are kept while every training below them is the same."""
+    began, recipe = time.perf_counter(), setting.recipe
+    every = [job for name in recipe.models for fold in setting.folds for job in jobs(recipe, fold, name)]
+    state = digest([__version__, recipe.report.model_dump(mode="json"), [identity(setting, job) for job in every]])
+    mark, page = recipe.directory / ".results", recipe.directory / "report.html"
+    same = mark.is_file() and mark.read_text() == state and (recipe.directory / "report.json").is_file()
+    if same and (page.is_file() or not with_page):
+        runner.record("report" if with_page else "evaluate", 0, 1, began, str(page) if with_page else "")
+        return
+    if not same:
+        from ser.evaluate import evaluate
+
+        runner.display.say("evaluating")
+        page.unlink(missing_ok=True)
+        evaluate(setting)
+        mark.write_text(state)
+        runner.record("evaluate", 1, 0, began)
+    if with_page:
+        from ser.report import write_report
+
+        began = time.perf_counter()
+        runner.record("report", 1, 0, began, str(write_report(setting)))
+        runner.lines[-1].seconds = time.perf_counter() - began
 
 
 def write_run(recipe: Recipe) -> None:

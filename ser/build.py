@@ -12,8 +12,9 @@ from ser import exposure
 from ser.distributed import World
 from ser.inputs import complete, needs_of
 from ser.job import Job, directory, train_config
-from ser.loss import Objective, Projectors, Supervision
+from ser.loss import Objective, Supervision
 from ser.models import SERModel, build, load
+from ser.models.projectors import Projectors
 from ser.produce import feature_stores, teacher_store
 from ser.protocol import Fold, Labels
 from ser.recipe import TrainConfig
@@ -184,20 +185,19 @@ def fit_normalisation(
     """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
     if not hasattr(model, "fit_normalisation"):
         return
-    from ser.features.normalise import fit as fit_frames
+    from ser.features.normalise import Moments
 
     chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
     views = np.full(len(chosen), setting.train_views[0], np.int64)
     needs = needs_of(model, features)
-
-    def batches():
-        for start in range(0, len(chosen), 64):
-            slot = Slot(chosen[start : start + 64], views[start : start + 64])
-            batch = complete(load_slot(dataset, slot, needs, setting.policy), model)
-            yield model.frames(batch)
-
-    mean, deviation = fit_frames(batches())
-    model.fit_normalisation(mean, deviation)
+    moments = None
+    for start in range(0, len(chosen), 64):
+        slot = Slot(chosen[start : start + 64], views[start : start + 64])
+        frames, lengths = model.frames(complete(load_slot(dataset, slot, needs, setting.policy), model))
+        moments = (moments or Moments.empty(frames.shape[2])).add(frames, lengths)
+    assert moments is not None
+    fitted = moments.normaliser()
+    model.fit_normalisation(fitted.mean, fitted.deviation)
 
 
 def model_directory(setting: Setting, job: Job) -> Any:

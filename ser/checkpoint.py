@@ -104,8 +104,6 @@ def restore(directory: Path, engine: Engine, identity: dict[str, Any]) -> State:
         return State()
     step = steps[-1]
     folder = directory / "checkpoints" / f"step-{step}"
-    state, written = read_state(directory, step)
-    _check_identity(folder, written, identity)
     problems = gather_objects(verify(folder) if engine.world.main else [], engine.world)[0]
     if problems:
         raise UserError(
@@ -113,6 +111,8 @@ def restore(directory: Path, engine: Engine, identity: dict[str, Any]) -> State:
             where=str(folder),
             hint=f"delete it (rm -r {folder}) to go on from the one before",
         )
+    state, written = read_state(directory, step)
+    _check_identity(folder, written, identity)
     engine.load(directory / "checkpoints", folder.name)
     return state
 

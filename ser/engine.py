@@ -8,6 +8,8 @@ so weights, moments and step counts stay as they were at every ZeRO stage, while
 usual.
 """
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterable
@@ -63,6 +65,8 @@ class Engine:
             warnings.simplefilter("ignore")
             import deepspeed
         deepspeed.utils.logger.setLevel(logging.ERROR)
+        # DeepSpeed calls collectives by names that torch has deprecated; a user can do nothing about it.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         self.config, self.world = config, world
         self.accumulation = config.slots // world.size
         self.finite = True
@@ -77,11 +81,12 @@ class Engine:
             eps=config.optimizer.eps,
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        deepspeed.init_distributed(
-            dist_backend="nccl" if world.device.type == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that its operations were built
+            deepspeed.init_distributed(
+                dist_backend="nccl" if world.device.type == "cuda" else "gloo",
+                auto_mpi_discovery=False,
+                verbose=False,
+            )
         self.engine, *_ = deepspeed.initialize(
             model=model.to(world.device),
             optimizer=self.optimizer,

@@ -7,6 +7,7 @@ Gives up: speeds are measured once for the same weights and processor, and then 
 
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ser import facts, scoring
-from ser.checkpoint import write_json
 from ser.recipe import Comparison
+from ser.references import OWN, Reference, ceilings_of, references, source_of, test_set
 from ser.results import Model, collect, voices
 from ser.setting import Setting
 from ser.speed import cpu, real_time_factor
@@ -23,7 +24,7 @@ from ser.truth import field
 from shards.errors import UserError
 
 SCHEMA = 1
-OWN = "labels"
+MOST_ITEMS = 20
 
 
 def evaluate(setting: Setting) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def evaluate(setting: Setting) -> dict[str, Any]:
     models, incomplete = collect(setting)
     path = recipe.directory / "report.json"
     speeds = _kept_speeds(path)
-    truths = _truths(setting)
+    truths = references(setting)
     any_model = next(iter(models.values()))
     speakers = voices(setting, any_model.test.rows)
     told = {name: describe(setting, models, name, truths, speakers, speeds) for name in models}
@@ -56,18 +57,18 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "classes": setting.classes,
         "dimensions": list(protocol.dimensions),
         "views": {"count": setting.policy.count, "policy": recipe.views},
-        "test": _test_set(setting, any_model, truths, speakers),
-        "ceilings": _ceilings(setting),
+        "test": test_set(setting, any_model, truths, speakers),
+        "ceilings": ceilings_of(setting),
         "order": list(models),
         "models": told,
         "incomplete": incomplete,
         "comparisons": _comparisons(setting, models, truths, speakers),
-        "findings": [asdict(finding) for finding in facts.findings(setting, models)],
+        "findings": [_finding(finding) for finding in facts.findings(setting, models)],
         "environment": _read(recipe.directory / "environment.json"),
         "recipe": recipe.dump(),
     }
     report = plain(report)
-    write_json(path, report)
+    _write(path, report)
     return report
 
 
@@ -124,6 +125,11 @@ def describe(
     }
 
 
+def _finding(finding: Any) -> dict[str, Any]:
+    """A finding with the first of its items: transcripts and hashes by the thousand help nobody."""
+    return {**asdict(finding), "items": finding.items[:MOST_ITEMS], "item_count": len(finding.items)}
+
+
 def _term(term: Any) -> dict[str, Any]:
     """A term of an objective: what matters of it to a reader."""
     kept = {"loss": term.loss, "weight": term.weight, "teachers": list(term.sources)}
@@ -167,7 +173,7 @@ def _scores(setting: Setting, model: Model, truth: scoring.Truth, speakers: np.n
     }
 
 
-def _dev(model: Model, truth: "_Reference") -> dict[str, float] | None:
+def _dev(model: Model, truth: Reference) -> dict[str, float] | None:
     """Dev scores over all folds, mean over seeds: what checkpoints were chosen by, so no estimate of anything."""
     if model.dev is None:
         return None
@@ -176,78 +182,8 @@ def _dev(model: Model, truth: "_Reference") -> dict[str, float] | None:
     }
 
 
-class _Reference:
-    """One set of labels to score against."""
-
-    def __init__(self, source: str, labels: Any):
-        self.source, self.labels = source, labels
-
-    def of(self, rows: np.ndarray) -> scoring.Truth:
-        return scoring.Truth.of(self.labels, rows)
-
-
-def _truths(setting: Setting) -> dict[str, _Reference]:
-    wanted = {OWN: None, **setting.recipe.report.references}
-    return {
-        name: _Reference(source or setting.protocol.label_from, setting.labels_from(source))
-        for name, source in wanted.items()
-    }
-
-
-def _test_set(
-    setting: Setting, model: Model, truths: dict[str, _Reference], speakers: np.ndarray
-) -> dict[str, Any]:
-    """What is tested on, and what chance gives there."""
-    rows = model.test.rows
-    distinct = len(np.unique(rows))
-    out: dict[str, Any] = {
-        "utterances": len(rows),
-        "repeated": len(rows) - distinct,
-        "speakers": len(set(speakers)),
-        "references": {},
-    }
-    for name, truth in truths.items():
-        classes = truth.of(rows).classes
-        counts = np.bincount(classes[classes >= 0], minlength=len(setting.classes))
-        present = int((counts > 0).sum())
-        out["references"][name] = {
-            "source": truth.source,
-            "known": int(counts.sum()),
-            "classes": counts.tolist(),
-            "rated": int(np.isfinite(truth.of(rows).dimensions).any(1).sum()),
-            "chance_ua": 1 / present if present else None,
-            "majority_wa": float(counts.max() / counts.sum()) if counts.sum() else None,
-        }
-    return out
-
-
-def _ceilings(setting: Setting) -> dict[str, Any] | None:
-    """Best possible scores under the generated corpus's law: reference labels -> source -> scores."""
-    if not setting.recipe.report.ceilings:
-        return None
-    from shards.corpora.spokenaffect.ceilings import ceilings
-
-    table = ceilings()
-    against = {"label": "noisy", "extra.clean_label": "clean"}
-    wanted = {OWN: setting.protocol.label_from, **setting.recipe.report.references}
-    out: dict[str, Any] = {}
-    for name, source in wanted.items():
-        if source in against:
-            out[name] = {
-                kind: {"valence_sign": c.valence, "arousal_sign": c.arousal, "ua": c.ua}
-                for (kind, labels), c in table.items()
-                if labels == against[source]
-            }
-    return out
-
-
-def source_of(inputs: list[str]) -> str:
-    """What a model can know of the generated corpus's law: text shows valence, prosody arousal, audio both."""
-    return {("text",): "text", ("prosody",): "prosody"}.get(tuple(inputs), "fusion")
-
-
 def _comparisons(
-    setting: Setting, models: dict[str, Model], truths: dict[str, _Reference], speakers: np.ndarray
+    setting: Setting, models: dict[str, Model], truths: dict[str, Reference], speakers: np.ndarray
 ) -> list[dict[str, Any]]:
     out = []
     for row in setting.recipe.report.compare:
@@ -309,6 +245,17 @@ def _kept_speeds(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
         return {}
     speeds = [entry["speed"] for entry in old["models"].values()]
     return {(speed["weights"], speed["cpu"]): speed for speed in speeds}
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    """Write JSON whole; keys keep their order, which is that of models, classes and references."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -61,9 +61,10 @@ def finish(
         tables.append(table_of(answers, split, x.dataset.keys(rows)))
     if world.main:
         write_predictions(folder / "predictions.parquet", pa.concat_tables(tables))
-        for path in folder.glob("best-*.safetensors"):
-            path.unlink()
         checkpoint.write_json(folder / "DONE", {"model": "model/model.json"})
+        # Only now: until DONE stands, a checkpoint may name them.
+        for path in folder.glob("best-*"):
+            path.unlink()
     barrier(world)
 
 

@@ -8,6 +8,8 @@ from ser.sources import TargetSource
 from shards.loader import Batch, Needs
 from shards.targets import TargetStore
 
+FUNCTIONALS = ("egemaps", "mfcc")
+
 
 def needs_of(
     model: SERModel, features: Mapping[str, TargetStore], targets: Mapping[str, TargetSource] | None = None
@@ -20,7 +22,8 @@ def needs_of(
         targets: Stored targets of teachers, by name.
     """
     stored = {name: features[name] for name in model.inputs if name in features}
-    missing = {name for name in ("mel", "prosody") if name in model.inputs and name not in stored}
+    frames = ("mel", "prosody", *FUNCTIONALS)
+    missing = {name for name in frames if name in model.inputs and name not in stored}
     return Needs(
         waveform="waveform" in model.inputs or bool(missing),
         text="text" in model.inputs,
@@ -31,13 +34,18 @@ def needs_of(
 
 def complete(batch: Batch, model: SERModel) -> Batch:
     """The batch with every frame feature that `model` reads; what was not stored is computed from the waveform."""
-    if "prosody" not in model.inputs or "prosody" in batch.features or not len(batch):
-        return batch
-    from ser.features import prosody
+    for name in ("prosody", *FUNCTIONALS):
+        if name not in model.inputs or name in batch.features or not len(batch):
+            continue
+        from ser.features import functionals, prosody
 
-    frames, lengths = prosody.extract(batch.waveform, batch.lengths)
-    return replace(
-        batch,
-        features={**batch.features, "prosody": frames},
-        feature_lengths={**batch.feature_lengths, "prosody": lengths},
-    )
+        if name == "prosody":
+            frames, lengths = prosody.extract(batch.waveform, batch.lengths)
+        else:
+            frames, lengths = functionals.extract(name, batch.waveform, batch.lengths)
+        batch = replace(
+            batch,
+            features={**batch.features, name: frames},
+            feature_lengths={**batch.feature_lengths, name: lengths},
+        )
+    return batch

@@ -13,6 +13,11 @@ from ser.strict import read_yaml, validate
 
 # A product of trained models is put together, not trained; inference settings are all that is used of this.
 ASSEMBLED = TrainConfig(steps=1, tensorboard=False)
+# How a training is run, not what it computes: changing these neither repeats a finished training nor drops a checkpoint.
+OPERATIONAL = {
+    "workers", "zero_stage", "offload", "loader_workers", "threads", "log_every", "tensorboard", "checkpoint_every",
+    "keep_checkpoints", "max_quarantined",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -93,7 +98,9 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
         teacher_hashes[name] = digest(identity(setting, teacher))
     return {
         "model": model.model_dump(mode="json", exclude={"train", "search", "seeds"}),
-        "train": train_config(recipe, job).model_dump(mode="json") if model.train is not None else None,
+        "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
+        if model.train is not None
+        else None,
         "protocol": setting.protocol.model_dump(mode="json"),
         "fold": [job.fold, *(_rows_digest(rows) for rows in (fold.train, fold.dev, fold.test))],
         "seed": job.seed,

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser import objectives
 from ser.models import ModelOutput
+from ser.models.projectors import Projectors
 from ser.recipe import Term
 from ser.sources import TargetSource
 from shards.loader import Batch
@@ -37,13 +38,6 @@ class Supervision:
     soft: np.ndarray | None
     dimensions: np.ndarray
     class_weights: np.ndarray
-
-
-class Projectors(nn.ModuleDict):
-    """Linear maps from the student's embedding to each teacher's, trained with the student and then dropped."""
-
-    def __init__(self, student: int, teachers: Mapping[str, int]):
-        super().__init__({name: nn.Linear(student, size) for name, size in teachers.items()})
 
 
 class Objective:
@@ -126,7 +120,7 @@ class Objective:
         )
         if self.projectors is not None and not len(batch):
             loss = (
-                loss + sum(_wide(layer(output.embedding)).sum() for layer in self.projectors.values()) * 0.0
+                loss + sum(_wide(out).sum() for out in self.projectors(output.embedding).values()) * 0.0
             )
         shares: dict[str, Tensor] = {}
         for name, term in self.row_terms.items():
@@ -200,7 +194,7 @@ class Objective:
             )
         elif term.loss == "embedding":
             assert self.projectors is not None
-            projected = _wide(self.projectors[name](output.embedding))
+            projected = _wide(self.projectors(output.embedding)[name])
             values = objectives.embedding_distance(projected, target["embedding"].to(device), term.distance)
         else:
             assert output.dimensions is not None

@@ -10,7 +10,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ser.infer import answer_slot, inference_slots
-from ser.inputs import needs_of
+from ser.inputs import FUNCTIONALS, needs_of
 from ser.job import Job, directory
 from ser.models import SERModel, load
 from ser.recipe import FeatureConfig, Recipe
@@ -41,6 +41,10 @@ def extractor(config: FeatureConfig) -> Any:
         from ser.features.mel import LogMel
 
         return LogMel(**config.options)
+    if config.kind in FUNCTIONALS:
+        from ser.features import functionals
+
+        return partial(functionals.extract, config.kind)
     from ser.features import prosody
 
     return prosody.extract
@@ -49,6 +53,8 @@ def extractor(config: FeatureConfig) -> Any:
 def feature_spec(setting: Setting, name: str) -> TargetSpec:
     """What a stored feature of the recipe is."""
     config = setting.recipe.features[name]
+    if config.kind in FUNCTIONALS:
+        return functionals_spec(setting, name)
     if config.kind == "mel":
         size = int(config.options.get("bands", 64))
     else:
@@ -66,6 +72,24 @@ def feature_spec(setting: Setting, name: str) -> TargetSpec:
         },
         informative=machine(),
     )
+
+
+def functionals_spec(setting: Setting, name: str) -> TargetSpec:
+    """What stored functionals are: one frame an utterance, of the clean view whatever view is asked for.
+
+    The crop of long audio belongs to the clean view too, so it is part of what they are.
+    """
+    from ser.features.functionals import SIZES
+
+    config = setting.recipe.features[name]
+    fields = {
+        "kind": config.kind,
+        "options": config.options,
+        "version": FEATURE_VERSION,
+        "crop": setting.policy.to_dict()["crop"],
+    }
+    output = Output(name, "frame", (SIZES[config.kind],), config.dtype)
+    return TargetSpec(name, (output,), fields, machine(), view_invariant=True)
 
 
 def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
@@ -171,7 +195,10 @@ def feature_work(setting: Setting) -> list[Work]:
     due: dict[tuple[int, int], dict[str, np.ndarray]] = defaultdict(dict)
     for name in setting.recipe.features:
         store = TargetStore.create(setting.dataset, feature_spec(setting, name))
-        for view, rows in wanted_by_view(setting).items():
+        wanted = wanted_by_view(setting)
+        if store.spec.view_invariant:
+            wanted = {0: np.any(list(wanted.values()), axis=0)}
+        for view, rows in wanted.items():
             for unit in store.due(rows, [view]):
                 due[unit.shard, unit.view][name] = unit.rows
     return [Work(None, shard, view, rows) for (shard, view), rows in sorted(due.items())]
@@ -207,7 +234,8 @@ def bill(setting: Setting, work: Sequence[Work]) -> Bill:
                     else teacher_spec(setting, item.teacher)
                 )
             seconds = int(setting.dataset.samples[rows].sum()) / SAMPLE_RATE
-            frames = seconds * 100 if item.teacher is None else len(rows)
+            framed = item.teacher is None and setting.recipe.features[name].kind not in FUNCTIONALS
+            frames = seconds * 100 if framed else len(rows)
             size += int(sum(o.width * o.numpy.itemsize for o in specs[key].outputs) * frames)
             answers += len(rows)
         widest = max(item.rows.values(), key=len)

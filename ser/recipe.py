@@ -152,6 +152,11 @@ class ModelRecipe(Strict):
     seeds: list[int] | None = None
 
     @property
+    def classical(self) -> bool:
+        """Fitted by scikit-learn on functionals instead of trained in steps."""
+        return self.model.kind == "classical"
+
+    @property
     def components(self) -> tuple[str, ...]:
         """Names of the recipe's models that a fused model is made of."""
         inside = getattr(self.model, "components", {})
@@ -172,9 +177,13 @@ class ModelRecipe(Strict):
 
 
 class FeatureConfig(Strict):
-    """A stored feature: computed once a view, memory-mapped while training."""
+    """A stored feature: computed once a view, memory-mapped while training.
 
-    kind: Literal["mel", "prosody"]
+    `mel` and `prosody` are frames of every view; `egemaps` and `mfcc` are functionals of the clean utterance alone,
+    for classical models.
+    """
+
+    kind: Literal["mel", "prosody", "egemaps", "mfcc"]
     options: dict[str, Any] = {}
     dtype: Literal["float32", "float16"] = "float32"
 
@@ -246,8 +255,18 @@ class Recipe(Strict):
                     )
             if (model.train is None) != (not model.objective):
                 raise ValueError(f"models.{name}: train and objective belong together")
-            if model.train is None and not model.components:
+            if model.classical and model.train is not None:
+                raise ValueError(
+                    f"models.{name} is classical: it is fitted at once, without train and objective"
+                )
+            if model.train is None and not model.components and not model.classical:
                 raise ValueError(f"models.{name} is neither trained nor made of other models")
+            for other in model.needs:
+                if self.models[other].classical:
+                    raise ValueError(
+                        f"models.{name} needs {other}, which is classical: it hears the clean utterance, never a view, "
+                        "so it can be neither a teacher nor a component"
+                    )
         self.order()
         return self
 
@@ -311,7 +330,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | 
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of keys", where=str(path))
-    values = {key: value for key, value in values.items() if not key.startswith("x-")}
+    # YAML anchors share objects: an override of one model must not reach another through them.
+    values = _unshared({key: value for key, value in values.items() if not key.startswith("x-")})
     variants = values.pop("variants", {}) or {}
     if variant is not None:
         if variant not in variants:
@@ -330,6 +350,13 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | 
     if values.get("chosen"):
         values["chosen"] = str((path.parent / values["chosen"]).resolve())
     return validate(Recipe, expand(values), where=str(path))
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places share an object."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,11 @@ def train(recipe: Recipe, job: Job, report: Report | None = None) -> Path:
     torch.use_deterministic_algorithms(True, warn_only=True)
     seed_everything(job.seed, -1, 0)
     ingredients = gather_ingredients(setting, job, world)
-    if recipe.models[job.model].train is None:
+    if recipe.models[job.model].classical:
+        from ser import classical
+
+        classical.fit(ingredients, folder, world)
+    elif recipe.models[job.model].train is None:
         finish(ingredients, ingredients.trainable.state_dict(), folder, world, {"chosen": "assembled"})
     else:
         with StopFlag() as stop:
@@ -275,6 +279,8 @@ def _claim(folder: Path, wanted: dict, world: World) -> None:
     """Make the directory this training's; what another recipe left there goes."""
     if world.main:
         if read_identity(folder) != wanted:
+            # First what says whose it is, so that a half-deleted training is never taken for a whole one.
+            (folder / "job.json").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
         write_identity(folder, wanted)
     barrier(world)

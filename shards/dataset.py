@@ -32,7 +32,7 @@ class ShardInfo:
         sha256: Of its tar.
         number: Of its files, `000007` in their names.
         corpus: The one corpus in it.
-        seconds: Hours of audio times 3600.
+        seconds: Measured duration of its audio.
         bytes: Of its tar.
     """
 

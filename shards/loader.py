@@ -5,17 +5,21 @@ ranks is the same for every world; starting at step N reads nothing of the steps
 `workers * prefetch` slots are held ahead. Workers end when their parent ends, however it ends (SIGKILL included), and
 leave nothing in /dev/shm or the temporary folder. The global random state is not touched.
 
-Gives up: workers are spawned, not forked, because the parent runs threads of Ray, DeepSpeed and CUDA that do not
-survive a fork; starting them costs the import of torch once each, so a script that makes a Loader needs the usual
-`if __name__ == "__main__":`.
+Gives up: workers are not forked from this process, because the threads of Ray, DeepSpeed and CUDA in it do not survive
+that; they are forked from Python's forkserver, a process of its own that imports torch once (seconds; later loaders
+start in a fraction of one) and stays until this process ends. So a script that makes a Loader needs the usual
+`if __name__ == "__main__":`. If this process is killed while no loader runs, one socket stays in the temporary folder.
 """
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from multiprocessing import connection
+from multiprocessing.util import get_temp_dir
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -27,7 +31,7 @@ from shards.parcel import Boxes, Parcel
 from shards.plan import Plan, Slot, slots_of
 from shards.views import ViewPolicy
 
-__all__ = ["Batch", "Loader", "Needs", "check_views", "iterate", "load_slot"]
+__all__ = ["Batch", "Loader", "Needs", "check_views", "iterate", "load_slot", "worker_context"]
 
 
 class Loader:
@@ -107,20 +111,21 @@ def iterate(
     """
     check_views(needs, policy)
     # A worker is sent its next slot before the batch it has delivered is opened here, hence one box more.
-    boxes = Boxes(workers, prefetch + 1)
-    loader = DataLoader(
-        _Source(dataset, needs, policy, boxes),
-        batch_size=None,
-        sampler=slots,
-        num_workers=workers,
-        collate_fn=_as_is,
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=prefetch if workers else None,
-        worker_init_fn=_end_with_parent if workers else None,
-        generator=torch.Generator(),  # else each pass draws from the global random state
-    )
-    items = iter(loader)
+    boxes, items = Boxes(workers, prefetch + 1), None
     try:
+        items = iter(
+            DataLoader(
+                _Source(dataset, needs, policy, boxes),
+                batch_size=None,
+                sampler=slots,
+                num_workers=workers,
+                collate_fn=_as_is,
+                multiprocessing_context=worker_context() if workers else None,
+                prefetch_factor=prefetch if workers else None,
+                worker_init_fn=partial(_end_with_parent, _own_folder()) if workers else None,
+                generator=torch.Generator(),  # else each pass draws from the global random state
+            )
+        )
         for item in items:
             found = boxes.open(item) if isinstance(item, Parcel) else item
             if isinstance(found, UserError):
@@ -154,14 +159,32 @@ def _as_is(item: Batch | Parcel) -> Batch | Parcel:
     return item
 
 
-def _end_with_parent(worker: int) -> None:
-    """Ends this worker the moment its parent is gone. torch looks every 5 s, and only while waiting for work."""
+def worker_context() -> multiprocessing.context.BaseContext:
+    """How workers are started: the forkserver, with what they need imported beforehand (if it does not run yet)."""
+    context = multiprocessing.get_context("forkserver")
+    # torch by itself too: the server skips what it cannot import, and may not have this process's sys.path.
+    context.set_forkserver_preload(["torch", "torch.utils.data", "shards.loader"])
+    return context
+
+
+def _own_folder() -> str | None:
+    """Where this process keeps multiprocessing's sockets; None where it shares its parent's folder."""
+    return get_temp_dir() if multiprocessing.parent_process() is None else None
+
+
+def _end_with_parent(folder: str | None, worker: int) -> None:
+    """Ends this worker the moment its parent is gone, and removes the parent's folder of sockets if it could not.
+
+    torch alone would watch the forkserver instead, which in turn lives until its last worker ends.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
         connection.wait([parent.sentinel])
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -257,7 +257,7 @@ def _new(store: Store, old: Mapping, sources: Sequence[Source]) -> list[Source]:
             held[key.lower()] = digest, name
         if shard["quarantined"]:
             report = read_report(store, shard["number"])
-            tried |= {(entry["key"].lower(), entry["source"]) for entry in report.quarantined}
+            tried |= {(e["key"].lower(), e["source"]) for e in (report.quarantined if report else ())}
     out = []
     for source in sources:
         folded = source.utterance.key.lower()

@@ -9,12 +9,15 @@ opened (checked). Without memfd (not Linux) everything goes through the pipe.
 
 import os
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
+
+STRETCH = (
+    1 << 36
+)  # bytes between two boxes of a file; such files have holes, only what is written takes memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +29,28 @@ class Parcel:
     """
 
     data: bytes
-    box: tuple[int, int] = (-1, -1)
-    lengths: tuple[int, ...] = ()
+    worker: int = -1
     number: int = 0
+    lengths: tuple[int, ...] = ()
 
 
 class Boxes:
-    """`count` boxes for each worker: files without a name that live in memory. Sent to workers by spawning them."""
+    """`count` boxes for each worker: stretches of a file without a name that lies in memory, one file a worker.
+
+    Reaches the workers by being pickled into them as they start (spawn or forkserver), at no other time.
+    """
 
     def __init__(self, workers: int, count: int):
         self.count, self._packed = count, 0
         makeable = hasattr(os, "memfd_create")
-        self.files = [
-            [os.memfd_create("box") for _ in range(count)] for _ in range(workers if makeable else 0)
-        ]
+        self.files = [os.memfd_create("boxes") for _ in range(workers if makeable else 0)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"count": self.count, "_packed": 0, "files": [[DupFd(fd) for fd in row] for row in self.files]}
+        return {"count": self.count, "_packed": 0, "files": [DupFd(file) for file in self.files]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.files = [[fd.detach() for fd in row] for row in self.files]
+        self.files = [file.detach() for file in state["files"]]
 
     def pack(self, worker: int, content: Any) -> Parcel:
         """Called in a worker: puts the object into the worker's next box."""
@@ -54,41 +58,33 @@ class Boxes:
             return Parcel(pickle.dumps(content, protocol=5))
         buffers: list[pickle.PickleBuffer] = []
         data = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
-        raws = [buffer.raw() for buffer in buffers]
         self._packed += 1
-        box = (worker, self._packed % self.count)
-        number = np.array([self._packed], np.int64)
-        offset = 0
-        for raw in (number.view(np.uint8).data, *raws):
+        raws = [np.array([self._packed], np.int64).view(np.uint8).data, *(buffer.raw() for buffer in buffers)]
+        offset = (self._packed % self.count) * STRETCH
+        for raw in raws:
             done = 0
             while done < raw.nbytes:
-                done += os.pwrite(self.files[box[0]][box[1]], raw[done:], offset + done)
+                done += os.pwrite(self.files[worker], raw[done:], offset + done)
             offset += raw.nbytes
-        return Parcel(data, box, tuple(raw.nbytes for raw in raws), self._packed)
+        return Parcel(data, worker, self._packed, tuple(raw.nbytes for raw in raws))
 
     def open(self, parcel: Parcel) -> Any:
         """Called in the parent: the object, its arrays copied out of the box."""
-        if parcel.box[0] < 0:
-            return pickle.loads(parcel.data)
-        file = self.files[parcel.box[0]][parcel.box[1]]
-        buffers = _read(file, 0, (8, *parcel.lengths))
-        assert buffers[0].view(np.int64)[0] == parcel.number, "a box was filled again before it was opened"
-        return pickle.loads(parcel.data, buffers=buffers[1:])
+        buffers = [np.empty(length, np.uint8) for length in parcel.lengths]
+        offset = (parcel.number % self.count) * STRETCH
+        for buffer in buffers:
+            done = 0
+            while done < len(buffer):
+                got = os.preadv(self.files[parcel.worker], [buffer[done:]], offset + done)
+                assert got > 0, "a box is shorter than its parcel says"
+                done += got
+            offset += len(buffer)
+        if buffers:
+            number = int(buffers.pop(0).view(np.int64)[0])
+            assert number == parcel.number, "a box was filled again before it was opened"
+        return pickle.loads(parcel.data, buffers=buffers)
 
     def close(self) -> None:
-        """Gives the memory back once the workers have ended."""
+        """Gives the memory back, once the workers have ended."""
         while self.files:
-            for file in self.files.pop():
-                os.close(file)
-
-
-def _read(file: int, offset: int, lengths: Sequence[int]) -> list[np.ndarray]:
-    buffers = [np.empty(length, np.uint8) for length in lengths]
-    for buffer in buffers:
-        done = 0
-        while done < len(buffer):
-            got = os.preadv(file, [buffer[done:]], offset + done)
-            assert got > 0, "a box is shorter than its parcel says"
-            done += got
-        offset += len(buffer)
-    return buffers
+            os.close(self.files.pop())

@@ -145,8 +145,10 @@ def _check_members(path: str, name: str, rows: list[dict] | None, problems: list
                     problems.append(
                         Problem(name, row["key"], "lies elsewhere in the tar than the index says")
                     )
-                if row and kind == "json" and tar.extractfile(info).read() != member(facts_of(row)):
-                    problems.append(Problem(name, row["key"], "its JSON differs from the index"))
+                if row and kind == "json":
+                    text = tar.extractfile(info)  # None where the member is no plain file
+                    if text is None or text.read() != member(facts_of(row)):
+                        problems.append(Problem(name, row["key"], "its JSON differs from the index"))
     except (tarfile.TarError, EOFError, json.JSONDecodeError) as error:
         problems.append(Problem(name, "", f"not a whole tar: {error}"))
         return

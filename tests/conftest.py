@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,3 +28,11 @@ def corpora() -> Path:
     if root is None:
         pytest.skip("no real corpora: set SER_CORPORA to a folder with emodb/, ravdess/, ...")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> str:
+    """The tiny dataset of `tests.tiny`, packed once; targets may be added to it, nothing may be changed."""
+    from tests import tiny
+
+    return tiny.make_dataset(tmp_path_factory.mktemp("tiny"))

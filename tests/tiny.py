@@ -73,7 +73,7 @@ def make_dataset(folder: Path, **options: Any) -> str:
 
 
 def recipe_values(folder: Path, dataset: str, models: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Plain values of a recipe over the tiny dataset: folds by session, one dev speaker."""
+    """Plain values of a recipe over the tiny dataset: folds by session, another session is dev."""
     return {
         "name": "tiny",
         "run_dir": str(folder / "run"),
@@ -83,9 +83,9 @@ def recipe_values(folder: Path, dataset: str, models: dict[str, Any], **changes:
             "classes": {name: [name] for name in CLASSES},
             "dimensions": ["valence", "arousal", "dominance"],
             "folds": {"by": "session", "kind": "leave-one-out"},
-            "dev": {"by": "speaker", "count": 1},
+            "dev": {"by": "session", "count": 1},
         },
-        "folds": ["tiny-ses0"],
+        "folds": ["session-ses0"],
         "views": {"count": 1, "seed": 1, "gain_db": [-3, 3], "speed": [950, 1050]},
         "models": models,
     } | changes

@@ -1,44 +1,86 @@
-"""Log-mel frames of 25 ms every 10 ms, batched; padding never changes a true frame.
+"""Log-mel spectrogram: 25 ms Hann windows every 10 ms at 16 kHz, in batches.
 
-Frame t covers samples [160 t, 160 t + 400): no centring, so a frame depends on its own samples alone. An utterance of
-n samples has `frames(n)` = 1 + (n - 400) // 160 frames; a shorter one than 400 samples is padded to one frame.
+Guarantees: frame t covers samples 160 t to 160 t + 399 and nothing else, so padding never changes a true frame; the
+number of frames is `frames(samples)`; digital silence is finite. Uses torch.stft and torchaudio's filterbank, so it runs
+on CPU or GPU and exports.
 """
 
+import math
+
 import torch
-import torchaudio.functional as audio_functional
+import torch.nn.functional as F
+import torchaudio.functional as AF
 from torch import Tensor, nn
 
+from shards.errors import UserError
 from shards.utterance import SAMPLE_RATE
 
-WINDOW, HOP, FFT = 400, 160, 512
+WINDOW = 400  # 25 ms
+HOP = 160  # 10 ms
+FFT = 512
+MARGIN = (FFT - WINDOW) // 2  # torch.stft centres a short window in its FFT frame
+FLOOR = 1e-10
 
 
-def frames(samples: Tensor) -> Tensor:
-    """Number of frames of utterances of `samples` (B,) samples."""
-    return 1 + torch.clamp(samples - WINDOW, min=0) // HOP
+def frames(samples: int) -> int:
+    """Number of frames of an utterance: 1 + floor((samples - 400) / 160), at least 1 if there is a sample at all."""
+    return 0 if samples <= 0 else 1 + max(0, samples - WINDOW) // HOP
 
 
 class LogMel(nn.Module):
-    """Log mel-filterbank energies (natural log, floor 1e-10 of full scale power).
+    """Natural logarithm of mel band power.
 
     Args:
-        bands: Mel bands between `lowest` and `highest` Hz (HTK scale, triangular).
+        bands: Number of bands.
+        low, high: Outer edges in Hz.
+
+    Raises:
+        UserError: bands that the FFT cannot fill or edges outside 0 to 8000 Hz.
     """
 
-    def __init__(self, bands: int = 64, lowest: float = 20.0, highest: float = 7600.0):
+    def __init__(self, bands: int = 64, low: float = 20.0, high: float = 8_000.0):
         super().__init__()
+        if not 0.0 <= low < high <= SAMPLE_RATE / 2:
+            raise UserError(f"mel edges {low} to {high} Hz do not lie inside 0 to 8000 Hz", where="mel")
+        bank = AF.melscale_fbanks(FFT // 2 + 1, low, high, bands, SAMPLE_RATE, norm=None, mel_scale="htk")
+        if bands < 1 or bool((bank.amax(0) == 0).any()):
+            raise UserError(
+                f"{bands} mel bands leave some without a single FFT bin",
+                where="mel",
+                hint="use 8 to 80 bands",
+            )
         self.bands = bands
-        bank = audio_functional.melscale_fbanks(FFT // 2 + 1, lowest, highest, bands, SAMPLE_RATE)
         self.register_buffer("bank", bank, persistent=False)
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) waveform and (B,) lengths in samples -> (B, F, bands) frames, zero past (B,) frame lengths."""
-        if waveform.shape[1] < WINDOW:
-            waveform = nn.functional.pad(waveform, (0, WINDOW - waveform.shape[1]))
-        pieces = waveform.unfold(1, WINDOW, HOP) * self.window
-        power = torch.fft.rfft(pieces, FFT).abs().square()
-        logs = torch.log(power @ self.bank + 1e-10)
-        count = frames(lengths)
-        inside = torch.arange(logs.shape[1], device=logs.device)[None, :] < count[:, None]
-        return logs * inside.unsqueeze(-1), count
+        """Log-mel frames of a batch.
+
+        Args:
+            waveform: (B, T) float32, full scale 1.
+            lengths: (B,) true samples; what lies beyond is ignored.
+
+        Returns:
+            Frames (B, F, bands) float32, log(1e-10) beyond each utterance's end; frame counts (B,) int64.
+        """
+        lengths = lengths.to(device=waveform.device, dtype=torch.int64).clamp(max=waveform.shape[1])
+        counts = torch.where(lengths > 0, 1 + (lengths - WINDOW).clamp(min=0) // HOP, 0)
+        width = max(1, frames(waveform.shape[1]))
+        beyond = torch.arange(waveform.shape[1], device=waveform.device)[None] >= lengths[:, None]
+        waveform = waveform.float().masked_fill(beyond, 0.0)
+        size = (width - 1) * HOP + WINDOW
+        waveform = F.pad(waveform, (MARGIN, max(0, size - waveform.shape[1]) + MARGIN))
+        spectrum = torch.stft(
+            waveform[:, : size + 2 * MARGIN],
+            FFT,
+            hop_length=HOP,
+            win_length=WINDOW,
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )
+        power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
+        logarithm = torch.log((power @ self.bank).clamp(min=FLOOR))
+        width = int(counts.max()) if len(counts) else 0
+        true = torch.arange(logarithm.shape[1], device=waveform.device)[None] < counts[:, None]
+        return logarithm.masked_fill(~true[..., None], math.log(FLOOR))[:, :width], counts

@@ -1,31 +1,102 @@
-"""Mean and deviation of frame features over true frames only.
+"""Mean and standard deviation of frame features, and applying them.
 
-Who fits them has heard the utterances they were fitted on: the caller records that as `fit` exposure.
+Guarantees: the fit is a sum, so it does not depend on batching or padding beyond float64 rounding, and partial fits of
+several workers merge exactly; a column that never moves is centred, not blown up. Whoever fits on a set of speakers owns
+the exposure that comes with it: nothing here knows whose frames it saw.
 """
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from shards.errors import UserError
 
-def fit(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature over the true frames of all batches, summed in float64.
+
+@dataclass
+class Moments:
+    """Running sums per column, float64, about a fixed origin (the first batch's mean, against cancellation)."""
+
+    count: int
+    origin: Tensor
+    total: Tensor
+    squares: Tensor
+
+    @classmethod
+    def empty(cls, columns: int) -> "Moments":
+        """No frames yet."""
+        zero = torch.zeros(columns, dtype=torch.float64)
+        return cls(0, zero, zero.clone(), zero.clone())
+
+    def add(self, frames: Tensor, lengths: Tensor) -> "Moments":
+        """Adds a batch's true frames: (B, F, D) and (B,) counts. Returns self."""
+        chosen = frames[valid(frames, lengths)].double().cpu()
+        if not len(chosen):
+            return self
+        if self.count == 0:
+            self.origin = chosen.mean(0)
+        shifted = chosen - self.origin
+        self.count += len(chosen)
+        self.total += shifted.sum(0)
+        self.squares += shifted.square().sum(0)
+        return self
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Sum of two fits about this one's origin (the other's, if this one is empty)."""
+        if self.count == 0 or other.count == 0:
+            return other if self.count == 0 else self
+        shift = other.origin - self.origin
+        total = self.total + other.total + other.count * shift
+        squares = self.squares + other.squares + 2.0 * shift * other.total + other.count * shift.square()
+        return Moments(self.count + other.count, self.origin, total, squares)
+
+    def normaliser(self, floor: float = 1e-5) -> "Normaliser":
+        """Mean and standard deviation (population), float32.
+
+        Raises:
+            UserError: no frame was added.
+        """
+        if self.count == 0:
+            raise UserError(
+                "normalisation was fitted on no frames", hint="check that the fold's train set has audio"
+            )
+        offset = self.total / self.count
+        deviation = (self.squares / self.count - offset.square()).clamp(min=0.0).sqrt()
+        deviation = torch.where(deviation < floor, 1.0, deviation)
+        return Normaliser((self.origin + offset).float(), deviation.float())
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """(x - mean) / deviation per column."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __call__(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Normalised frames (B, F, D), zero beyond each end."""
+        out = (frames - self.mean.to(frames.device)) / self.deviation.to(frames.device)
+        return out * valid(frames, lengths)[..., None]
+
+
+def valid(frames: Tensor, lengths: Tensor) -> Tensor:
+    """(B, F) true where a frame lies inside its utterance."""
+    return torch.arange(frames.shape[1], device=frames.device)[None] < lengths.to(frames.device)[:, None]
+
+
+def per_utterance(frames: Tensor, lengths: Tensor, floor: float = 1e-5) -> Tensor:
+    """Normalises each utterance by its own mean and standard deviation; no fit, no exposure.
 
     Args:
-        batches: (frames (B, F, D), lengths (B,)) pairs.
+        frames: (B, F, D).
+        lengths: (B,) true frames.
 
     Returns:
-        (D,) mean and (D,) deviation, float32; a feature that never moves gets deviation 1.
+        (B, F, D) float32, zero beyond each end; a column that does not move inside an utterance becomes 0.
     """
-    count, total, square = 0, None, None
-    for frames, lengths in batches:
-        inside = torch.arange(frames.shape[1])[None, :] < lengths[:, None]
-        values = frames[inside].double()
-        count += len(values)
-        total = values.sum(0) if total is None else total + values.sum(0)
-        square = values.square().sum(0) if square is None else square + values.square().sum(0)
-    assert count and total is not None and square is not None, "no frames to fit on"
-    mean = total / count
-    deviation = (square / count - mean.square()).clamp_min(0).sqrt()
-    return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
+    mask = valid(frames, lengths)[..., None].double()
+    number = mask.sum(1, keepdim=True).clamp(min=1.0)
+    mean = (frames.double() * mask).sum(1, keepdim=True) / number
+    centred = (frames.double() - mean) * mask
+    deviation = (centred.square().sum(1, keepdim=True) / number).sqrt()
+    return (centred / torch.where(deviation < floor, 1.0, deviation)).float()

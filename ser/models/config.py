@@ -237,8 +237,37 @@ class FusedConfig(HeadConfig):
         return self
 
 
+class ClassicalConfig(_Config):
+    """A linear classifier over functionals, fitted by scikit-learn instead of gradient steps (`ser.classical`).
+
+    Attributes:
+        features: "egemaps" (openSMILE's functionals; its licence forbids commercial use) or "mfcc" (free).
+        classifier: "svm" (linear, one against the rest) or "logistic" regression.
+        grid: Values of C tried on the fold's dev set; a smaller C is a stronger regularisation.
+        class_weights: "balanced" weighs every class alike.
+    """
+
+    kind: Literal["classical"] = "classical"
+    features: Literal["egemaps", "mfcc"] = "egemaps"
+    classifier: Literal["svm", "logistic"] = "svm"
+    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        0.001,
+        0.003,
+        0.01,
+        0.03,
+        0.1,
+    )
+    class_weights: Literal["balanced", "none"] = "balanced"
+
+
 ModelConfig = Annotated[
-    LinguisticConfig | ProsodicConfig | AcousticConfig | FusedConfig | ConvConfig | EncoderConfig,
+    LinguisticConfig
+    | ProsodicConfig
+    | AcousticConfig
+    | FusedConfig
+    | ConvConfig
+    | EncoderConfig
+    | ClassicalConfig,
     Field(discriminator="kind"),
 ]
 FusedConfig.model_rebuild()
@@ -261,5 +290,5 @@ def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model"
         raise UserError(
             "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
             where=where,
-            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder; ser/models/config.py lists their keys",
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical; ser/models/config.py lists their keys",
         ) from None

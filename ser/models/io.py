@@ -162,6 +162,10 @@ def _make(
         from ser.models.students import Conv
 
         return Conv(config, classes, dimensions)
+    if config.kind == "classical":
+        from ser.models.classical import Classical
+
+        return Classical(config, classes, dimensions)
     if config.kind == "encoder":
         from ser.models.students import Encoder
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from ser.models.acoustic import Acoustic
 from ser.models.base import Inputs
 from ser.models.config import ConvConfig, EncoderConfig
+from ser.models.pooling import frame_mask
 from ser.models.prosodic import FrameModel
 
 
@@ -33,8 +34,12 @@ class Conv(FrameModel):
 
             self._front.append(LogMel(bands=self.config.bands))
         assert batch.waveform is not None
-        with torch.no_grad(), torch.autocast(batch.waveform.device.type, enabled=False):
-            return self._front[0].to(batch.waveform.device)(batch.waveform.float(), batch.lengths)
+        wave = batch.waveform.float()
+        wave = torch.where(frame_mask(batch.lengths, wave.shape[1]), wave, 0.0)
+        with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
+            frames, counts = self._front[0].to(wave.device)(wave, batch.lengths)
+        # Too short for a frame still gives one; no samples at all give none.
+        return frames, torch.where(batch.lengths > 0, counts, 0)
 
     def frame_sizes(self) -> dict[str, int]:
         return {"mel": self.config.bands}

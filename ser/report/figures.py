@@ -14,8 +14,9 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ser.report.words import METRICS, number, title
+from ser.report.words import LOWER_IS_BETTER, METRICS, count, number, title
 
 COLOURS = {"teacher": "#3366aa", "student": "#1b7837", "baseline": "#8a6d00", "control": "#9b2d7f"}
 MARKS = {"teacher": "s", "student": "o", "baseline": "D", "control": "X"}
@@ -56,7 +57,19 @@ def scores(report: dict[str, Any], reference: str, metric: str, heading: str) ->
     ceiling = (report["ceilings"] or {}).get(reference, {})
     limits = {n: ceiling.get(report["models"][n]["source"], {}).get(metric) for n in names}
     chance = report["test"]["references"][reference]["chance_ua"] if metric == "ua" else None
-    return dots(report, heading, metric, names, found, limits, chance)
+    # one scale for all sets of labels, so that panels side by side can be compared
+    seen = [
+        x
+        for r in report["test"]["references"]
+        for n in names
+        for x in _ends(report["models"][n]["scores"][r]["pooled"].get(metric))
+    ]
+    return dots(report, heading, metric, names, found, limits, chance, seen)
+
+
+def _ends(score: dict[str, Any] | None) -> list[float]:
+    """What of a score must lie inside the axes."""
+    return [score[k] for k in ("low", "value", "high") if score[k] is not None] if score else []
 
 
 def sign_scores(report: dict[str, Any], reference: str, sign: str) -> dict[str, Any]:
@@ -66,7 +79,7 @@ def sign_scores(report: dict[str, Any], reference: str, sign: str) -> dict[str, 
     ceiling = (report["ceilings"] or {}).get(reference, {})
     limits = {n: ceiling.get(report["models"][n]["source"], {}).get(sign) for n in names}
     heading = f"{title(sign)}, against {reference}" if reference != "labels" else title(sign)
-    return dots(report, heading, sign, names, found, limits, 0.5)
+    return dots(report, heading, sign, names, found, limits, 0.5, [0.4, 1.0])
 
 
 def dots(
@@ -77,8 +90,13 @@ def dots(
     found: dict[str, dict[str, Any]],
     limits: dict[str, float | None],
     chance: float | None,
+    inside: list[float],
 ) -> dict[str, Any]:
-    """Dots with intervals, a model a line; black bars are ceilings, the dotted line is chance."""
+    """Dots with intervals, a model a line; black bars are ceilings, the dotted line is chance.
+
+    Args:
+        inside: Values that the axis covers whatever else is drawn.
+    """
     factor = METRICS[metric][2]
 
     def draw(figure: Figure) -> None:
@@ -98,6 +116,14 @@ def dots(
                 axes.plot([limit * factor] * 2, [y - 0.36, y + 0.36], color="black", lw=1.6)
         if chance is not None:
             axes.axvline(chance * factor, color="#777777", ls=":", lw=1.2)
+        every = [
+            *inside,
+            *([chance] if chance is not None else []),
+            *(x for x in limits.values() if x is not None),
+        ]
+        if every:
+            room = 0.04 * (max(every) - min(every)) or 0.02
+            axes.set_xlim((min(every) - room) * factor, (max(every) + room) * factor)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x")
@@ -106,7 +132,7 @@ def dots(
         axes.set_title(heading, loc="left")
 
     told = "; ".join(f"{n} {number(found[n]['value'], metric)}" for n in names)
-    return image(f"{heading}, {title(metric)} of every model: {told}", 4.6, draw, 0.95 + 0.27 * len(names))
+    return image(f"{heading}, {title(metric)} of every model: {told}", 5.1, draw, 0.95 + 0.27 * len(names))
 
 
 def differences(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -128,7 +154,8 @@ def differences(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"difference in {title(metric)}" + (", points" if factor == 100 else ""))
+        unit = ", points" if factor == 100 else ", less is better" if metric in LOWER_IS_BETTER else ""
+        axes.set_xlabel(f"difference in {title(metric)}{unit}")
 
     told = "; ".join(f"{r['label']} {number(r['result']['difference'], metric, True)}" for r in rows)
     return image(f"Differences in {title(metric)}: {told}", 7.2, draw, 0.75 + 0.3 * len(rows))
@@ -145,13 +172,15 @@ def curves(name: str, model: dict[str, Any], metric: str) -> dict[str, Any] | No
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True)
         for c in every:
-            for axes, points, scale, mark in ((above, c["loss"], 1, ""), (below, c["dev"], factor, ".")):
+            for axes, points, scale, mark in ((above, c["loss"], 1, None), (below, c["dev"], factor, ".")):
                 if points:
                     x, y = np.array(points, dtype=float).T
-                    axes.plot(x, y * scale, mark, ls="-", ms=4, lw=0.9, color=seeds[c["seed"]], alpha=0.75)
+                    axes.plot(x, y * scale, marker=mark, ms=4, lw=0.9, color=seeds[c["seed"]], alpha=0.75)
         above.set_title(name, loc="left", color=COLOURS[model["role"]])
         above.set_ylabel("training loss")
-        below.set_ylabel(f"dev {title(metric) if metric in METRICS else metric}")
+        below.set_ylabel(
+            f"dev {title(metric) if metric in METRICS else metric}" + (", %" if factor == 100 else "")
+        )
         below.set_xlabel("step")
         for axes in (above, below):
             axes.grid()
@@ -159,7 +188,7 @@ def curves(name: str, model: dict[str, Any], metric: str) -> dict[str, Any] | No
 
     return image(
         f"Learning curves of {name}: training loss and dev {metric} over steps, {len(every)} trainings",
-        3.1,
+        3.3,
         draw,
         2.9,
     )
@@ -174,7 +203,7 @@ def confusion(name: str, role: str, found: dict[str, Any], classes: list[str], u
         counts, columns = np.concatenate([counts, silent[:, None]], 1), [*columns, "(no answer)"]
     total = counts.sum(1, keepdims=True)
     share = 100 * np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    side = max(2.6, 0.42 * len(classes) + 1.25)
+    side = max(3.25, 0.42 * len(classes) + 1.25)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -233,7 +262,7 @@ def groups(report: dict[str, Any], by: str, metric: str, names: list[str]) -> di
         f"{n}: " + ", ".join(f"{k} {number(t[k]['value'], metric)}" for k in kinds if k in t)
         for n, t in tables.items()
     )
-    return image(f"{title(metric)} by {by}. {told}", 4.6, draw, 3.1)
+    return image(f"{title(metric)} by {by}. {told}", 5.1, draw, 3.1)
 
 
 def calibration(name: str, role: str, bins: list[dict[str, Any]], ece: str) -> dict[str, Any]:
@@ -247,12 +276,20 @@ def calibration(name: str, role: str, bins: list[dict[str, Any]], ece: str) -> d
         x, y = [100 * b["confidence"] for b in used], [100 * b["accuracy"] for b in used]
         axes.plot(x, y, color=COLOURS[role], lw=1)
         axes.scatter(x, y, [8 + 220 * b["count"] / total for b in used], color=COLOURS[role], alpha=0.8)
-        axes.set(xlim=(0, 103), ylim=(0, 103), xlabel="sure, %", ylabel="right, %", aspect="equal")
+        axes.set(
+            xlim=(0, 103),
+            ylim=(0, 103),
+            xticks=range(0, 101, 25),
+            yticks=range(0, 101, 25),
+            xlabel="sure, %",
+            ylabel="right, %",
+            aspect="equal",
+        )
         axes.grid()
         axes.set_title(f"{name}  (ECE {ece})", loc="left", color=COLOURS[role])
 
     told = ", ".join(f"sure {100 * b['confidence']:.0f} right {100 * b['accuracy']:.0f}" for b in used)
-    return image(f"Calibration of {name} in per cent: {told}", 2.6, draw, 2.7)
+    return image(f"Calibration of {name} in per cent: {told}", 2.45, draw, 2.6)
 
 
 def sureness(report: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -313,10 +350,13 @@ def sizes(report: dict[str, Any], metric: str) -> dict[str, Any]:
                 [p[2] for p in mine], [p[3] * factor for p in mine], ls="", marker=MARKS[role], ms=8, color=COLOURS[role],
                 label=role,
             )  # fmt: skip
-        for name, _, x, y in points:
-            axes.annotate(name, (x, y * factor), xytext=(6, 3), textcoords="offset points", fontsize=7.5)
         axes.set_xscale("log")
-        axes.margins(x=0.25, y=0.15)
+        axes.margins(x=0.3, y=0.15)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=9))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        for (name, _, x, _y), at in zip(points, _apart([p[3] * factor for p in points]), strict=True):
+            axes.annotate(name, (x, at), xytext=(8, 0), textcoords="offset points", fontsize=8, va="center")
         axes.grid()
         axes.set_xlabel("parameters")
         axes.set_ylabel(title(metric) + (" in %" if factor == 100 else ""))
@@ -324,3 +364,12 @@ def sizes(report: dict[str, Any], metric: str) -> dict[str, Any]:
 
     told = "; ".join(f"{n} {p:,} parameters, {number(v, metric)}" for n, _, p, v in points)
     return image(f"{title(metric)} against size: {told}", 5.0, draw, 3.2)
+
+
+def _apart(heights: list[float], share: float = 0.07) -> list[float]:
+    """Heights of labels: moved up where they would lie upon each other."""
+    gap = share * (max(heights) - min(heights)) if heights else 0.0
+    out, last = list(heights), -np.inf
+    for i in np.argsort(heights, kind="stable"):
+        out[i] = last = max(heights[i], last + gap)
+    return out

@@ -8,13 +8,23 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ser.report import figures, words
+from ser.report.tables import (
+    calibration_table,
+    comparison_rows,
+    group_kinds,
+    group_notes,
+    merged_findings,
+    reference_names,
+    result_tables,
+    sign_table,
+)
 
-ROLES = {"teacher": "teachers", "student": "students", "baseline": "baselines", "control": "controls"}
 MOST_CONFUSIONS = 12
+NBSP = "\N{NO-BREAK SPACE}"
 
 
-def render(report: dict[str, Any]) -> str:
-    """The whole page as text."""
+def render(report: dict[str, Any], stamp: str = "") -> str:
+    """The whole page as text; `stamp` says in its head what it was made from."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -23,7 +33,7 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.globals["w"] = words
-    return environment.get_template("page.html").render(r=report, **content(report))
+    return environment.get_template("page.html").render(r=report, stamp=stamp, **content(report)).lstrip()
 
 
 def content(report: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +79,7 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
         "groups": group_figures(report),
         "group_notes": group_notes(report),
         "calibrations": calibration_figures(report),
+        "calibration_table": calibration_table(report),
         "size_figure": figures.sizes(report, metric),
         "findings": merged_findings(report),
         "unanswered": [n for n in report["order"] if any(_silent(report["models"][n]))],
@@ -93,14 +104,6 @@ def _metrics_used(report: dict[str, Any]) -> list[str]:
     return [m for m in words.METRICS if m in used]
 
 
-def reference_names(report: dict[str, Any]) -> dict[str, str]:
-    """How the page calls each set of reference labels."""
-    return {
-        name: "the protocol's labels" if name == "labels" else f"{name} labels ({facts['source']})"
-        for name, facts in report["test"]["references"].items()
-    }
-
-
 def badges(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Words in the header that nobody may miss, each with a class for its colour."""
     out = [
@@ -121,15 +124,12 @@ def sentences(report: dict[str, Any], comparisons: list[dict[str, Any]]) -> list
     """The result in a few sentences."""
     metric, out = report["headline"], []
     test, many = report["test"], report["folds"]
-    speakers = words.plural(test["speakers"], "speaker")
-    where = f"{words.plural(len(many), 'fold')}" if len(many) > 1 else "one split"
-    out.append(
-        f"{words.plural(len(report['models']), 'model')} were tested on {test['utterances']:,} utterances of {speakers}, "
-        f"{where}; none of these voices was heard in training."
-        if not any(f["level"] == "leak" for f in report["findings"])
-        else f"{words.plural(len(report['models']), 'model')} were tested on {test['utterances']:,} utterances of {speakers}, "
-        f"{where}. There are leaks: what follows is no estimate for new speakers."
+    where = words.plural(len(many), "fold") if len(many) > 1 else "one split"
+    tested = (
+        f"{words.plural(len(report['models']), 'model')} were tested on {test['utterances']:,} utterances of "
+        f"{words.plural(test['speakers'], 'speaker')}, {where}"
     )
+    out.append(f"{tested}{_heard(report)}")
     for row in comparisons:
         if row["against"] != "labels" or not row["result"] or row["result"]["difference"] is None:
             continue
@@ -141,7 +141,7 @@ def sentences(report: dict[str, Any], comparisons: list[dict[str, Any]]) -> list
             f"{row['system']} reaches {first} {words.title(m)}, {row['reference']} {second}: a difference of "
             f"{words.number(found['difference'], m, True)}{unit}"
             + (f", 95 % interval {span}" if span else "")
-            + f", p {_equals(found['p'])}: {row['verdict']}."
+            + f", p{NBSP}{_equals(found['p'])}: {row['verdict']}."
         )
     if not comparisons:
         best = max(
@@ -155,9 +155,21 @@ def sentences(report: dict[str, Any], comparisons: list[dict[str, Any]]) -> list
     return out
 
 
+def _heard(report: dict[str, Any]) -> str:
+    """Whether the test voices are new to the models, as far as that is known."""
+    unknown = sorted({hub for model in report["models"].values() for hub in model["exposure"]["unknown"]})
+    if any(f["level"] == "leak" for f in report["findings"]):
+        return ". There are leaks: what follows is no estimate for new speakers."
+    if unknown:
+        return f". Whether {', '.join(unknown)} heard any of these voices before is unknown."
+    if any(f["kind"] == "unknown speakers" for f in report["findings"]):
+        return "; some speakers are not known by name, so voices may repeat unnoticed."
+    return "; none of these voices was heard in training."
+
+
 def _equals(p: float | None) -> str:
     text = words.p_value(p)
-    return text if text.startswith("<") else f"= {text}"
+    return text.replace(" ", NBSP) if text.startswith("<") else f"={NBSP}{text}"
 
 
 def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -166,7 +178,7 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     folds, dev, views = p["folds"], p["dev"], report["views"]["count"]
     kinds = {
         "leave-one-out": f"one test set a {folds['by']}",
-        "k-fold": f"{folds['k']} groups by {folds['by']}",
+        "k-fold": f"{folds['k']} groups, each {folds['by']} whole",
         "groups": f"listed groups of {folds['by']}",
         "fixed": f"one fixed split by {'the corpus itself' if folds['by'] == 'official' else folds['by']}",
         "files": "test lists from files",
@@ -174,9 +186,16 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     }
     who = "listed with the folds" if dev is None and folds["dev"] else "nobody"
     if dev is not None:
-        amount = dev["count"] or (f"{dev['share']:.0%}" if dev["share"] else "")
+        amount = (
+            words.plural(dev["count"], dev["by"])
+            if dev["count"]
+            else f"{dev['share']:.0%} of the {dev['by']}s"
+            if dev["share"]
+            else ""
+        )
+        within = f", within each {dev['within']}" if dev["within"] else ""
         who = {"fold": "the next fold's test set", "test": "the test set itself"}.get(
-            dev["by"], f"{amount} of the training side, by {dev['by']}"
+            dev["by"], f"{amount} of the training side{within}"
         )
     checkpoint = {
         "best-dev": f"the one with the best {_metric_title(p['select_metric'])} on dev",
@@ -219,104 +238,6 @@ def _strictness(name: str) -> str:
     return "LEGACY: reproduces published practice with its flaws; such numbers are not comparable with STRICT ones"
 
 
-def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """One table a set of reference labels: a row a model, its metrics with intervals, its ceiling."""
-    out = []
-    for name, told in reference_names(report).items():
-        have = {m for n in report["order"] for m in report["models"][n]["scores"][name]["pooled"]}
-        wanted = (
-            "ua", "wa", "macro_f1", "ccc", "ccc_valence", "ccc_arousal", "ccc_dominance", "ece", "brier", "nll", "soft_nll",
-        )  # fmt: skip
-        columns = [m for m in wanted if m in have]
-        if len([m for m in columns if m.startswith("ccc_")]) == 1:
-            columns.remove("ccc")
-        limits = (report["ceilings"] or {}).get(name, {})
-        rows = []
-        for n in report["order"]:
-            model = report["models"][n]
-            scores = model["scores"][name]
-            limit = limits.get(model["source"], {}).get("ua")
-            rows.append(
-                {
-                    "name": n,
-                    "role": model["role"],
-                    "kind": model_words(model),
-                    "parameters": words.count(model["parameters"]),
-                    "cells": [words.cell(scores["pooled"].get(m), m) for m in columns],
-                    "means": [words.number(scores["mean_over_folds"].get(m), m) for m in columns],
-                    "each": [
-                        ", ".join(
-                            words.number(v, m) for v in scores["pooled"].get(m, {}).get("each_seed", [])
-                        )
-                        for m in columns
-                    ],
-                    "ceiling": words.number(limit, "ua") if limit is not None else words.NONE,
-                    "unknown": model["exposure"]["unknown"],
-                    "tuning": model["exposure"]["tuning"],
-                }
-            )
-        out.append(
-            {
-                "name": name, "told": told, "columns": columns, "rows": rows, "ceilings": bool(limits),
-                "chance": report["test"]["references"][name],
-                "reasons": sorted({c["reason"] for row in rows for c in row["cells"] if "speakers" in c["reason"]}),
-            }
-        )  # fmt: skip
-    return out
-
-
-def model_words(model: dict[str, Any]) -> str:
-    """What a model is and learns from, in a few words."""
-    inputs = {"waveform": "audio", "mel": "log-mel", "prosody": "prosody", "text": "text"}
-    parts = [" + ".join(inputs.get(i, i) for i in model["inputs"])]
-    if model["needs"] and not model["objective"]:
-        parts.append("product of " + " and ".join(model["needs"]))
-    elif model["needs"]:
-        parts.append("learns from " + " and ".join(model["needs"]))
-    if model["permuted"]:
-        parts.append("targets permuted")
-    if model["label_from"]:
-        parts.append(f"labels from {model['label_from']}")
-    if model["labelled"] is not None:
-        parts.append(f"labelled {model['labelled']}")
-    return ", ".join(parts)
-
-
-def comparison_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Comparisons with their verdicts in words."""
-    out = []
-    for row in report["comparisons"]:
-        role = report["models"].get(row["system"], {}).get("role", "")
-        text, colour = words.verdict(row, role)
-        against = "" if row["against"] == "labels" else f" ({row['against']})"
-        label = f"{row['system']} {words.MINUS} {row['reference']}{against}"
-        out.append({**row, "role": role, "verdict": text, "colour": colour, "label": label})
-    return out
-
-
-def sign_table(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two-class accuracies with the law's ceilings beside them: a table a set of reference labels."""
-    out = []
-    for name, told in reference_names(report).items():
-        limits = (report["ceilings"] or {}).get(name, {})
-        rows = []
-        for n in report["order"]:
-            model = report["models"][n]
-            found = model["scores"][name]["signs"]
-            if not found:
-                continue
-            limit = limits.get(model["source"], {})
-            scores = {**found, "ua": model["scores"][name]["pooled"].get("ua")}
-            cells = [
-                {**words.cell(scores.get(m), m), "ceiling": words.number(limit.get(m), m)}
-                for m in ("valence_sign", "arousal_sign", "ua")
-            ]
-            rows.append({"name": n, "source": model["source"], "cells": cells})
-        if rows:
-            out.append({"told": told, "rows": rows})
-    return out
-
-
 def confusion_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Confusion matrices against the protocol's labels."""
     out = []
@@ -341,43 +262,6 @@ def calibration_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _groups(report: dict[str, Any]) -> list[tuple[str, str]]:
-    found = {}
-    for model in report["models"].values():
-        for by, metrics in model["scores"]["labels"]["groups"].items():
-            for metric, table in metrics.items():
-                if len(table) > 1:
-                    found[by, metric] = None
-    return list(found)
-
-
 def group_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Bars by group, where there are two groups or more."""
-    return _present(figures.groups(report, by, metric, report["order"]) for by, metric in _groups(report))
-
-
-def group_notes(report: dict[str, Any]) -> list[str]:
-    """Groups without a value or an interval, and why: said once each."""
-    notes: dict[str, None] = {}
-    for by, metric in _groups(report):
-        for model in report["models"].values():
-            table = model["scores"]["labels"]["groups"].get(by, {}).get(metric, {})
-            for group, score in table.items():
-                if score["reason"]:
-                    notes[f"{by} {group}: {score['reason']}"] = None
-                if score.get("absent_classes"):
-                    absent = ", ".join(score["absent_classes"])
-                    notes[f"{by} {group}: no test utterance of {absent}, which leaves the mean"] = None
-    return list(notes)
-
-
-def merged_findings(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Findings of one kind over several folds under one head; leaks first."""
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for finding in report["findings"]:
-        kinds.setdefault((finding["level"], finding["kind"]), []).append(finding["text"])
-    rows = [
-        {"level": level, "kind": kind, "first": texts[0], "more": texts[1:]}
-        for (level, kind), texts in kinds.items()
-    ]
-    return sorted(rows, key=lambda row: row["level"] != "leak")
+    return _present(figures.groups(report, by, metric, report["order"]) for by, metric in group_kinds(report))

@@ -70,27 +70,23 @@ def significant(found: dict[str, Any]) -> bool:
     return found["p"] is not None and found["p"] <= ALPHA and found["low"] is not None
 
 
-def verdict(row: dict[str, Any], role: str) -> tuple[str, str]:
+def verdict(row: dict[str, Any], permuted: bool) -> tuple[str, str]:
     """What a comparison shows, in words, and a class for its colour: better, worse or none.
 
     Args:
         row: An entry of the report's comparisons.
-        role: Of the system; a control should show nothing.
+        permuted: Whether the system learned from permuted targets, so that it must not gain.
     """
     found = row["result"]
     if found is None:
         return f"not compared: {row['reason']}", "none"
-    if found["difference"] is None or found["p"] is None:
-        return f"undecided: {found['reason']}", "none"
-    if found["low"] is None:
+    if found["difference"] is None or found["p"] is None or found["low"] is None:
         return f"undecided: {found['reason']}", "none"
     gain = found["difference"] * (-1 if row["metric"] in LOWER_IS_BETTER else 1)
     if not significant(found):
-        return (
-            "no difference shown, as a control should" if role == "control" else "no difference shown"
-        ), "none"
+        return "no difference shown" + (", as it should be with permuted targets" if permuted else ""), "none"
     if gain > 0:
-        return ("better, which a control should not be" if role == "control" else "better"), "better"
+        return "better" + (", which permuted targets should not be" if permuted else ""), "better"
     return "worse", "worse"
 
 
@@ -102,6 +98,12 @@ def count(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:g}"
+
+
+def times(factor: float) -> str:
+    """How many times faster than speech a real-time factor is."""
+    faster = 1 / factor
+    return f"{faster:,.0f} times" if faster >= 10 else f"{faster:.1f} times"
 
 
 def size(value: float) -> str:

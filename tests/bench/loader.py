@@ -16,7 +16,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -25,7 +27,7 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from shards.dataset import Dataset
-from shards.loader import Loader, Needs
+from shards.loader import Loader, Needs, worker_context
 from shards.pack import pack
 from shards.plan import Plan, PlanConfig
 from shards.targets import VIEW_POLICY, Output, TargetSpec, TargetStore
@@ -85,7 +87,7 @@ def peer(dataset: Dataset, batch: int, workers: int) -> Iterator[int]:
         .map(decode_sample)
         .batched(batch, collation_fn=pad)
     )
-    context = "spawn" if workers else None
+    context = worker_context() if workers else None
     for found in DataLoader(source, batch_size=None, num_workers=workers, multiprocessing_context=context):
         yield len(found)
 
@@ -117,17 +119,31 @@ def copying(frames: list[np.ndarray], batch: int) -> Iterator[int]:
         yield len(rows)
 
 
-def best(make_run: Callable[[], Iterable[int]], repeats: int) -> tuple[float, float]:
-    """(utterances a second after the first item, seconds until the first item), best of the repeats."""
-    rate, start = 0.0, np.inf
+class Contender(NamedTuple):
+    """One line of the table: what to run, and the lines that it is measured against."""
+
+    label: str
+    run: Callable[[], Iterable[int]]
+    ceiling: str = ""
+    peer: str = ""
+    processes: int = 0
+
+
+def race(contenders: list[Contender], repeats: int) -> dict[str, tuple[float, float]]:
+    """label -> (utterances a second after the first item, seconds until the first item), the best of the rounds.
+
+    Everybody runs once a round, so that a busy machine is busy for all.
+    """
+    found = {c.label: (0.0, np.inf) for c in contenders}
     for _ in range(repeats):
-        begin, run = time.perf_counter(), iter(make_run())
-        next(run)
-        first = time.perf_counter()
-        count = sum(run)
-        rate = max(rate, count / (time.perf_counter() - first))
-        start = min(start, first - begin)
-    return rate, start
+        for contender in contenders:
+            begin, run = time.perf_counter(), iter(contender.run())
+            next(run)
+            first = time.perf_counter()
+            rate = sum(run) / (time.perf_counter() - first)
+            best, start = found[contender.label]
+            found[contender.label] = max(best, rate), min(start, first - begin)
+    return found
 
 
 def main() -> None:
@@ -155,52 +171,48 @@ def main() -> None:
             f"{len(dataset)} utterances, {hours:.2f} h, {megabytes:.0f} MB in {len(dataset.shards)} shards; "
             f"{plan.total_steps(1)} slots of about {batch}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
         )
-        print(f"{'':34}{'utt/s':>9}{'hours/s':>9}{'MB/s':>7}{'of ceiling':>12}{'of peer':>9}{'start-up':>10}")
-
-        def show(
-            label: str,
-            run: Callable[[], Iterable[int]],
-            ceiling: float = 0,
-            other: float = 0,
-            start: bool = False,
-        ):
-            rate, delay = best(run, options.repeats)
-            part = [f"{rate / value:.2f}" if value else "" for value in (ceiling, other)]
-            print(
-                f"{label:34}{rate:9.0f}{rate * hours / len(dataset):9.3f}{rate * megabytes / len(dataset):7.0f}"
-                f"{part[0]:>12}{part[1]:>9}{f'{delay:.1f} s' if start else '':>10}",
-                flush=True,
-            )
-            return rate
-
-        show("ceiling: tars read raw", lambda: raw(dataset))
         flacs = dataset.flac(np.arange(len(dataset)))
-        ceiling = show("ceiling: soundfile.read only", lambda: decoding(flacs, batch))
-        audio = Needs(waveform=True)
-        for workers in [0, *options.workers]:
-            # As many processes as there are workers can decode at once, no more than there are cores.
-            limit = ceiling * min(max(workers, 1), os.cpu_count() or 1)
-            theirs = show(
-                f"webdataset, {workers} workers", lambda w=workers: peer(dataset, batch, w), limit, 0, True
-            )
-            show(
-                f"ours, {workers} workers",
-                lambda w=workers: ours(dataset, plan, audio, w),
-                limit,
-                theirs,
-                True,
-            )
         rows = np.concatenate([slot.rows for step in range(plan.total_steps(1)) for slot in plan.step(step)])
         frames = [row.copy() for row in store.read(rows)["mel"]]
-        copied = show("ceiling: copying frames", lambda: copying(frames, batch))
-        for workers in [0, *options.workers]:
-            needs = Needs(features={"mel": store})
-            show(
-                f"ours, frames, {workers} workers",
-                lambda w=workers, n=needs: ours(dataset, plan, n, w),
-                copied,
-                0,
-                True,
+        audio, features = Needs(waveform=True), Needs(features={"mel": store})
+        contenders = [
+            Contender("ceiling: tars read raw", partial(raw, dataset)),
+            Contender("ceiling: soundfile.read only", partial(decoding, flacs, batch)),
+            Contender("ceiling: copying frames", partial(copying, frames, batch)),
+        ]
+        for n in [0, *options.workers]:
+            theirs = f"webdataset, {n} workers"
+            contenders += [
+                Contender(theirs, partial(peer, dataset, batch, n), contenders[1].label, "", n),
+                Contender(
+                    f"ours, {n} workers",
+                    partial(ours, dataset, plan, audio, n),
+                    contenders[1].label,
+                    theirs,
+                    n,
+                ),
+                Contender(
+                    f"ours, frames, {n} workers",
+                    partial(ours, dataset, plan, features, n),
+                    contenders[2].label,
+                    "",
+                    n,
+                ),
+            ]
+        found = race(contenders, options.repeats)
+        print(
+            f"{'':32}{'utt/s':>8}{'hours/s':>9}{'MB/s':>7}{'of ceiling':>12}{'of peer':>9}{'first batch':>13}"
+        )
+        for c in contenders:
+            rate, delay = found[c.label]
+            # As many processes as there are workers can decode at once, no more than there are cores.
+            limit = found[c.ceiling][0] * min(max(c.processes, 1), os.cpu_count() or 1) if c.ceiling else 0
+            of_ceiling = f"{rate / limit:.2f}" if limit else ""
+            of_peer = f"{rate / found[c.peer][0]:.2f}" if c.peer else ""
+            share = rate / len(dataset)
+            print(
+                f"{c.label:32}{rate:8.0f}{share * hours:9.3f}{share * megabytes:7.0f}{of_ceiling:>12}{of_peer:>9}"
+                f"{delay:11.2f} s"
             )
 
 

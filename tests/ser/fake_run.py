@@ -24,10 +24,12 @@ CONV = {"kind": "conv", "width": 8, "strides": [3], "blocks": 1, "embedding": 8}
 PROSODIC = {"kind": "prosodic", "width": 8, "strides": [3], "blocks": 1, "embedding": 8}
 TRAIN = {"steps": 40, "slot_seconds": 4}
 LABELS = [{"loss": "cross_entropy"}, {"loss": "ccc"}]
-QUALITY = {"prosody": 1.0, "voice": 1.6, "fused": 2.2, "student": 2.0, "baseline": 1.1, "permuted": 0.9}
+QUALITY = {"prosody": 1.0, "voice": 1.6, "fused": 2.2, "student": 2.0, "baseline": 1.1, "permuted": 1.101}
 
 
-def rows(speakers: int, repeats: int, dims: bool, seed: int = 0) -> list[dict]:
+def rows(
+    speakers: int, repeats: int, dims: bool, seed: int = 0, licence: str = "CC BY-NC-SA 4.0"
+) -> list[dict]:
     """Utterances of four classes; a tenth of the labels is noise, `extra.clean_label` is not."""
     rng = np.random.default_rng(seed)
     out = []
@@ -49,7 +51,7 @@ def rows(speakers: int, repeats: int, dims: bool, seed: int = 0) -> list[dict]:
                         "language": ("en", "fi", "fr")[s % 3],
                         "label": label,
                         "text": f"sentence {k}",
-                        "licence": "CC BY-NC-SA 4.0",
+                        "licence": licence,
                         "extra": {
                             "clean_label": clean,
                             "split": "test" if s >= speakers // 2 else "dev" if s < 2 else "train",
@@ -146,9 +148,11 @@ def finish(setting: Setting, job: Job, state: np.ndarray | None = None) -> Path:
     write_identity(folder, identity(setting, job))
     dims = bool(setting.protocol.dimensions)
     parts = {
-        name: build(r.models[name].model, len(CLASSES), dims) for name in entry.components if name is not None
+        name: build(r.models[name].model, len(setting.classes), dims)
+        for name in entry.components
+        if name is not None
     }
-    model = build(entry.model, len(CLASSES), dims, components=parts)
+    model = build(entry.model, len(setting.classes), dims, components=parts)
     rows = fold.train if entry.data == "all" else fold.labelled
     heard = {"schema": 1, "fit": sorted(of_rows(setting.dataset, rows)), "unknown": []}
     heard["select"] = sorted(of_rows(setting.dataset, fold.dev))
@@ -166,8 +170,8 @@ def finish(setting: Setting, job: Job, state: np.ndarray | None = None) -> Path:
         seed = 100 * (job.seed + 1) + 10 * k + list(setting.folds).index(job.fold)
         states = np.ones(len(rows), np.uint8) if state is None or split == "dev" else state[: len(rows)]
         answers = Answers(
-            rows, logits(setting, rows, quality, seed), dimensions(setting, rows, quality, seed) if dims else None,
-            None, states, [],
+            rows, logits(setting, rows, quality, seed) if setting.classes else None,
+            dimensions(setting, rows, quality, seed) if dims else None, None, states, [],
         )  # fmt: skip
         tables.append(table_of(answers, split, setting.dataset.keys(rows)))
     write_predictions(folder / "predictions.parquet", pa.concat_tables(tables))

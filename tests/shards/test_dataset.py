@@ -142,6 +142,7 @@ def test_empty_shard_of_broken_audio_only(tmp_path):
     assert len(dataset.audio(range(len(dataset)))) == len(good) and verify(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_everything_on_s3_equals_local(tmp_path, monkeypatch):
     monkeypatch.setenv("SER_CACHE", str(tmp_path / "cache"))
     given_ = corpus(tmp_path / "src", "toy")

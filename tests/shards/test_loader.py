@@ -258,6 +258,24 @@ def test_moving_and_pickling_keep_everything_and_use_no_shared_memory(dataset):
     back.waveform[0, 0] = 1.0  # arrives writable
 
 
+def test_boxes_carry_batches_and_notice_an_early_refill(dataset):
+    from shards.parcel import Boxes
+
+    batch = load_slot(dataset, Slot(np.arange(6), np.zeros(6, np.int64)), Needs(waveform=True))
+    boxes = Boxes(workers=2, count=2)
+    parcels = [boxes.pack(1, batch), boxes.pack(1, {"empty": np.zeros((0, 3))})]
+    back = boxes.open(parcels[0])
+    same(back, batch)
+    back.waveform[0, 0] = 1.0  # writable, and the receiver's own
+    same(boxes.open(parcels[0]), batch)
+    assert boxes.open(parcels[1])["empty"].shape == (0, 3)
+    boxes.pack(1, batch)
+    with pytest.raises(AssertionError, match="filled again"):
+        boxes.open(parcels[0])
+    boxes.close()
+    assert boxes.files == []
+
+
 @pytest.mark.parametrize("slots", [4, 6])
 def test_any_world_loads_the_batches_of_world_one(dataset, slots):
     plan = planned(dataset, slots=slots)

@@ -7,7 +7,7 @@ licence forbids commercial use, this is the project's own code. tests/bench/pros
 Gives up: the last frame of openSMILE's output (it has one more, made of its smoother's flush), its int16 rounding, and
 exact agreement where its own answer hangs on a tie or on a running state (pitch path, jitter, shimmer).
 
-Where the shipped eGeMAPSv02 differs from its paper (slopes, formants, H1) the default follows what it ships, so that
+Where the shipped eGeMAPSv02 differs from its paper (slopes, formants, HNR, H1) the default follows what it ships, so that
 values are comparable with published ones; `textbook=True` follows the paper. The modules say what differs.
 """
 
@@ -121,7 +121,7 @@ def _voiced(
         hz, spectrum = f0[at], magnitude[at]
         tone = 12.0 * torch.log2(hz / 27.5)
         shake = voice.jitter_shimmer(plan.audio, plan.lengths, row[at], time[at], onset[at], hz)
-        ratio = harmonics.noise_ratio(spectrum.square(), hz)
+        ratio = harmonics.noise_ratio(spectrum.square(), hz, textbook)
         level = harmonics.levels(spectrum, hz, formant[at], textbook)
         out[at] = torch.cat([tone[:, None], shake, ratio[:, None], level], dim=1)
     return out

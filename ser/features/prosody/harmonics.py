@@ -7,10 +7,12 @@ the formant's frequency, in dB relative to F0's own. The reference counts harmon
 Source: Eyben et al., IEEE T-AC 7(2), 2016, section 3; Boersma, IFA Proceedings 17, 1993 (HNR from autocorrelation).
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from ser.features.prosody.framing import LONG_FFT, RATE
+from ser.features.prosody.framing import LONG_FFT, RATE, gauss, power_of
 
 BIN = RATE / LONG_FFT
 BINS = LONG_FFT // 2 + 1
@@ -18,9 +20,18 @@ COUNT = 100
 WITHIN = 0.2
 ABSENT = -201.0  # dB, what eGeMAPS writes where there is no voice
 FAR = 4 * BINS
+TOP = 440  # bins that matter: the third formant's range ends at 6540 Hz
 
 
-def noise_ratio(power: Tensor, f0: Tensor) -> Tensor:
+@lru_cache(maxsize=8)
+def taper(device: torch.device) -> Tensor:
+    """Autocorrelation of the 60 ms window, 1 at lag 0: (513,)."""
+    spectrum = torch.fft.rfft(gauss(torch.device("cpu")).double(), n=2 * LONG_FFT)
+    correlation = torch.fft.irfft(power_of(spectrum))[:BINS]
+    return (correlation / correlation[0]).float().to(device)
+
+
+def noise_ratio(power: Tensor, f0: Tensor, textbook: bool) -> Tensor:
     """Harmonics-to-noise ratio in dB from the autocorrelation at one period.
 
     Args:
@@ -29,11 +40,15 @@ def noise_ratio(power: Tensor, f0: Tensor) -> Tensor:
 
     Returns:
         (N,) 10 log10(r / (1 - r)), r the highest autocorrelation within 3 samples of the period, relative to lag 0.
+        The window's taper lowers r, so a clean voice of 100 Hz reads 6 dB; `textbook=True` divides it out (Boersma).
     """
     correlation = torch.fft.irfft(power, n=LONG_FFT, dim=1)
     period = torch.round(RATE / f0).long()
     lags = (period[:, None] + torch.arange(-3, 4, device=f0.device)).clamp(1, BINS - 1)
-    peak = correlation.gather(1, lags).amax(1) / correlation[:, 0].clamp(min=1e-20)
+    peak = correlation.gather(1, lags)
+    if textbook:
+        peak = peak / taper(f0.device)[lags]
+    peak = peak.amax(1) / correlation[:, 0].clamp(min=1e-20)
     peak = peak.clamp(1e-4, 1.0 - 1e-6)
     return 10.0 * torch.log10(peak / (1.0 - peak))
 
@@ -42,15 +57,17 @@ def peaks(magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Local maxima and, for every bin, the nearest one on either side.
 
     Returns:
-        Interpolated height (N, 513) and frequency in bins (N, 513), meaningful at peaks; index of the nearest peak at or
-        below (N, 513), -FAR if none; at or above, FAR if none.
+        Interpolated height (N, K) and frequency in bins (N, K), meaningful at peaks; index of the nearest peak at or
+        below (N, K), -FAR if none; at or above, FAR if none.
     """
     left, centre, right = magnitude[:, :-2], magnitude[:, 1:-1], magnitude[:, 2:]
     bend = (left - 2.0 * centre + right).clamp(max=-1e-20)
     offset = (0.5 * (left - right) / bend).clamp(-0.5, 0.5)
     height = magnitude.clone()
     height[:, 1:-1] -= 0.25 * (left - right) * offset
-    index = torch.arange(BINS, device=magnitude.device, dtype=magnitude.dtype).expand_as(magnitude)
+    index = torch.arange(magnitude.shape[1], device=magnitude.device, dtype=magnitude.dtype).expand_as(
+        magnitude
+    )
     where = index.clone()
     where[:, 1:-1] += offset
     is_peak = torch.zeros_like(magnitude, dtype=torch.bool)
@@ -64,7 +81,7 @@ def harmonics(magnitude: Tensor, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The first 100 harmonics of each frame.
 
     Args:
-        magnitude: (N, 513).
+        magnitude: (N, K), the lowest bins.
         f0: (N,) Hz.
 
     Returns:
@@ -73,12 +90,13 @@ def harmonics(magnitude: Tensor, f0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     height, where, below, above = peaks(magnitude)
     spacing = f0[:, None] / BIN
     at = spacing * torch.arange(1, COUNT + 1, device=f0.device)
-    inside = at <= BINS - 2
-    bounded = at.clamp(max=BINS - 2)
+    last = magnitude.shape[1] - 2
+    inside = at <= last
+    bounded = at.clamp(max=last)
     low, high = below.gather(1, bounded.floor().long()), above.gather(1, bounded.ceil().long())
     nearest = torch.where(bounded - low <= high - bounded, low, high)
     found = (nearest - bounded).abs() <= 0.5 * spacing
-    bin_ = torch.where(found, nearest, bounded.round()).long().clamp(0, BINS - 1)
+    bin_ = torch.where(found, nearest, bounded.round()).long().clamp(0, last + 1)
     raw = magnitude.gather(1, bin_)
     level = torch.where(found, height.gather(1, bin_), raw)
     level = torch.cat([raw[:, :1], level[:, 1:]], dim=1)  # F0's own peak is not interpolated
@@ -97,7 +115,7 @@ def levels(magnitude: Tensor, f0: Tensor, formant: Tensor, textbook: bool) -> Te
     Returns:
         (N, 5) in dB.
     """
-    level, hz, inside = harmonics(magnitude, f0)
+    level, hz, inside = harmonics(magnitude[:, :TOP], f0)
     relative = level - level[:, :1]
     first = 0 if textbook else 1
     amplitude = []
