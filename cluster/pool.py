@@ -59,10 +59,11 @@ def train_all(
         UserError: Of a training, as it raised it; or a training whose worker died too often.
     """
     import ray
+    from ray.exceptions import RayActorError, RayTaskError
 
-    actor = ray.remote(
+    actor = ray.remote(TrainWorker).options(
         num_cpus=recipe.cluster.cpus_per_task, num_gpus=recipe.cluster.gpus_per_task, max_concurrency=2
-    )(TrainWorker)
+    )
     waiting, deaths = list(jobs), dict.fromkeys(jobs, 0)
     idle = [actor.remote() for _ in range(min(workers, len(waiting)))]
     running: dict[Any, tuple[Any, Job]] = {}
@@ -78,9 +79,9 @@ def train_all(
                 worker, job = running.pop(reference)
                 try:
                     seconds = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
+                except RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, UserError) else error) from None
-                except ray.exceptions.RayActorError:
+                except RayActorError:
                     deaths[job] += 1
                     if deaths[job] >= MOST_DEATHS:
                         raise UserError(
@@ -99,13 +100,14 @@ def train_all(
 
 def _show(running: dict[Any, tuple[Any, Job]], done: list[Any], progress: Progress) -> None:
     import ray
+    from ray.exceptions import RayError
 
     asked = {worker.progress.remote(): job for ref, (worker, job) in running.items() if ref not in done}
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0.2) if asked else ([], [])
     for reference in ready:
         try:
             steps, total = ray.get(reference)
-        except ray.exceptions.RayError:
+        except RayError:
             continue  # a worker that dies is noticed by its own task
         if total:
             progress(asked[reference], steps, total)

@@ -8,6 +8,8 @@ Gives up: one session a process at a time (Ray's own limit). A cancelled task st
 long native call is waited for by whoever needs its CPU.
 """
 
+import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -15,10 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import UserError
 
+PREFIX = "ser-ray-"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -50,12 +53,16 @@ class Session:
         self.env = {"OMP_NUM_THREADS": "1"} | dict(env or {})
         self._started = False
         self._folder: Path | None = None
+        self._lock: IO[str] | None = None
         self._saved: dict[str, str | None] = {}
 
     def __enter__(self) -> "Session":
         if self.address is None:
             # Ray's sockets lie below this folder and their paths may not pass 107 characters, so it is never $TMPDIR.
-            self._folder = Path(tempfile.mkdtemp(prefix="ser-ray-", dir="/tmp"))
+            _sweep(Path("/tmp"))
+            made = Path(tempfile.mkdtemp(prefix="." + PREFIX, dir="/tmp"))
+            self._lock = _locked(made)  # before it has the name that others sweep
+            self._folder = made.rename(made.with_name(made.name[1:]))
             self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | _token(self._folder))
         import ray
 
@@ -74,7 +81,7 @@ class Session:
                 address=self.address or "local",
                 namespace=self.namespace,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 configure_logging=False,
                 runtime_env={"env_vars": self.env},
                 **options,
@@ -113,6 +120,9 @@ class Session:
         if self._folder:
             _remove(self._folder)
             self._folder = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _set(self, variables: Mapping[str, str]) -> None:
         for name, value in variables.items():
@@ -140,6 +150,7 @@ class Session:
             UserError: As the function raised it. Any other exception of a task comes as its own type, too.
         """
         import ray
+        from ray.exceptions import RayTaskError
 
         def call(item: Any) -> Any:  # ray.remote refuses partials and instances as they are
             return function(item)
@@ -157,7 +168,7 @@ class Session:
                 done, _ = ray.wait(list(running), num_returns=1)
                 try:
                     result = ray.get(done[0])
-                except ray.exceptions.RayTaskError as error:
+                except RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, UserError) else error) from None
                 yield running.pop(done[0]), result
         finally:
@@ -179,12 +190,43 @@ def _token(folder: Path) -> dict[str, str]:
 
 
 def _forget_token() -> None:
-    """Ray keeps the first token of a process for good; the next cluster of this process has another one."""
+    """Make Ray read its mode and token from the environment as it is now.
+
+    It reads them once, when it is imported: a process that imported Ray before this session would join without a
+    token, and the next cluster of this process has another one. The mode goes first, as Ray's own tests do it: a thread
+    that still says goodbye must not look for a token whose file is gone.
+    """
     try:
-        from ray._raylet import AuthenticationTokenLoader
+        from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
     except ImportError:
         return
+    Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """An open file that shows that the folder's session lives; None when it does. The lock ends with the process."""
+    file = (folder / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _sweep(below: Path) -> None:
+    """Delete the folders of this user's sessions that were killed."""
+    for folder in below.glob(PREFIX + "*"):
+        try:
+            if folder.stat().st_uid != os.getuid() or not (folder / "lock").exists():
+                continue
+            lock = _locked(folder)
+        except OSError:
+            continue
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
 
 
 def _remove(folder: Path) -> None:

@@ -1,13 +1,17 @@
 """One training on several workers: Ray Train (TorchTrainer) around `ser.train`, DeepSpeed inside.
 
 The run directory is the truth: on a restart after a lost worker the loop reads its own committed checkpoint there.
-Ray gets a number to show, never a copy of the checkpoint.
+Ray gets a number to show, never a copy of the checkpoint. A user's mistake is not a lost worker: it is written down and
+ends the training instead of being tried again.
 """
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+from ser.checkpoint import write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
 from shards.errors import UserError
@@ -27,15 +31,22 @@ def train_many(recipe: Recipe, job: Job, *, max_failures: int = 3) -> Path:
     Raises:
         UserError: As the training raised it.
     """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config, folder = train_config(recipe, job), directory(recipe, job).resolve()
+    storage = folder.parent / f".{folder.name}-ray"
+    shutil.rmtree(storage, ignore_errors=True)  # of a killed call
+    storage.mkdir(parents=True)
     gpu = recipe.cluster.gpus_per_task > 0
     trainer = TorchTrainer(
         _loop,
-        train_loop_config={"recipe": recipe.model_dump_json(), "job": job, "cwd": os.getcwd()},
+        train_loop_config={
+            "recipe": recipe.model_dump_json(),
+            "job": job,
+            "cwd": os.getcwd(),
+            "storage": str(storage),
+        },
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
@@ -47,15 +58,18 @@ def train_many(recipe: Recipe, job: Job, *, max_failures: int = 3) -> Path:
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(folder.parent / f".{folder.name}-ray"),
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
     try:
         trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        found = _user_error(error)
-        raise (found if found is not None else error) from None
+    except TrainingFailedError:
+        if not _refusals(storage):
+            raise
+    for refusal in _refusals(storage):
+        raise UserError(**json.loads(refusal.read_text()))
+    shutil.rmtree(storage, ignore_errors=True)
     return folder
 
 
@@ -65,21 +79,23 @@ def _loop(config: dict[str, Any]) -> None:
 
     from ser.train import train
 
+    storage = Path(config["storage"])
+    if _refusals(storage):
+        return
     os.chdir(config["cwd"])
     context = ray.train.get_context()
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     recipe = Recipe.model_validate_json(config["recipe"])
-    train(recipe, config["job"])
+    try:
+        train(recipe, config["job"])
+    except UserError as error:
+        # Raised all the same: the other workers may wait in a collective. The restart that follows finds the file.
+        mine = storage / f"refusal-{context.get_world_rank()}.json"
+        write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
+        raise
     ray.train.report({"rank": context.get_world_rank()})
 
 
-def _user_error(error: BaseException) -> UserError | None:
-    """The UserError inside a failed run, if a worker raised one."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return None
+def _refusals(storage: Path) -> list[Path]:
+    """Mistakes that workers wrote down."""
+    return sorted(storage.glob("refusal-*.json"))

@@ -26,12 +26,17 @@ Variant = Annotated[str | None, typer.Option(help="a variant named in the recipe
 def _run(
     name: str, overrides: list[str] | None, variant: str | None, until: str, only: str | None = None
 ) -> None:
-    from launch.run import run, table
     from ser.recipe import load
 
     display = Display()
     recipe = load(name, overrides or [], variant)
-    lines = run(recipe, display, until, only)
+    from launch.run import run, table  # slow to import, so only for a recipe that can be read
+
+    try:
+        lines = run(recipe, display, until, only)
+    except KeyboardInterrupt:  # typer would end without a word
+        typer.echo("interrupted; run the same command to go on", err=True)
+        raise typer.Exit(130) from None
     display.table(
         f"{recipe.name} ({recipe.directory})", ["stage", "made", "kept", "seconds", ""], table(lines)
     )
@@ -184,9 +189,6 @@ def main() -> None:
     except Stopped as stopped:
         typer.echo(str(stopped), err=True)
         sys.exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command to go on", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ class Bar:
 
     def __init__(self, title: str, unit: str, progress: Progress | None, console: Console):
         self.title, self.unit, self.progress, self.console = title, unit, progress, console
-        self.task = progress.add_task(title, total=None) if progress else None
+        self.task = progress.add_task(title, total=None) if progress is not None else None
         self.began = self.printed = time.perf_counter()
 
     def update(self, done: float, total: float) -> None:
         """`done` of `total` are finished."""
-        if self.progress is not None:
+        if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=done, total=total)
             return
         now = time.perf_counter()

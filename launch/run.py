@@ -94,6 +94,8 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
     """
     if until not in STAGES:
         raise UserError(f"no stage {until!r}", hint=f"stages: {', '.join(STAGES)}")
+    if only is not None:
+        _needed(recipe, only)  # refused before anything is made
     runner = Runner(recipe, display)
     last = STAGES.index(until)
     with runner.stack:
@@ -114,7 +116,9 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
     """Scores and, if asked for, the page; both are kept while every training below them is the same."""
     began, recipe = time.perf_counter(), setting.recipe
     every = [job for name in recipe.models for fold in setting.folds for job in jobs(recipe, fold, name)]
-    state = digest([__version__, recipe.report.model_dump(mode="json"), [identity(setting, job) for job in every]])
+    state = digest(
+        [__version__, recipe.report.model_dump(mode="json"), [identity(setting, job) for job in every]]
+    )
     mark, page = recipe.directory / ".results", recipe.directory / "report.html"
     same = mark.is_file() and mark.read_text() == state and (recipe.directory / "report.json").is_file()
     if same and (page.is_file() or not with_page):
@@ -177,7 +181,7 @@ def pack_stage(runner: Runner) -> None:
         from cluster.pack import over
 
         dataset = pack(
-            utterances, data.path, data.shard_seconds, run=over(runner.session()),
+            utterances, data.path, data.shard_seconds, run=lambda f, items: over(runner.session())(f, items),
             progress=lambda report, done, total: bar.update(done, total), max_quarantined=data.max_quarantined,
         )  # fmt: skip
     mark.write_text(asked)

@@ -1,6 +1,7 @@
 """Everything that one training needs, gathered before its first step: rows, plan, labels, targets, model, objective."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +15,22 @@ from ser.inputs import complete, needs_of
 from ser.job import Job, directory, train_config
 from ser.loss import Objective, Supervision
 from ser.models import SERModel, build, load
+from ser.models.config import ConvConfig
+from ser.models.fused import Fused
 from ser.models.projectors import Projectors
+from ser.models.prosodic import FrameModel
 from ser.produce import feature_stores, teacher_store
 from ser.protocol import Fold, Labels
-from ser.recipe import TrainConfig
+from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting, supervision
-from ser.sources import CrossFitted, Permuted, TargetSource, parts_of
+from ser.sources import CrossFitted, Permuted, parts_of
 from shards import law
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.loader import Needs, load_slot
-from shards.plan import Plan, PlanConfig, Slot
-from shards.targets import TargetStore
+from shards.plan import Plan, PlanConfig
+from shards.slots import Slot
+from shards.targets import PRESENT, TargetSource, TargetStore
 from shards.views import ViewPolicy, view_samples
 
 NORMALISATION_ROWS = 2000
@@ -105,13 +110,15 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
             where=setting.protocol.name,
             hint="check `labelled` and the fold",
         )
+    check_mel(recipe, job.model)
     features = feature_stores(setting)
     sources = {name: _source(setting, job, name, rows) for name in entry.target_sources}
     model = _model(setting, job, rows, features)
     blank = copy.deepcopy(model)
     projectors = _projectors(model, entry, sources)
     trainable = Trainable(model, projectors)
-    objective = Objective(entry.objective, labels, sources, projectors, config.label_smoothing)
+    scales = embedding_scales(setting, entry, sources, rows)
+    objective = Objective(entry.objective, labels, sources, projectors, config.label_smoothing, scales)
     plan = _plan(setting, job, config, rows, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
     encoder = getattr(model, "encoder", None)
@@ -131,7 +138,9 @@ def _plan(setting: Setting, job: Job, config: TrainConfig, rows: np.ndarray, lab
         # rows without a class form a group of their own
         groups = law.combine(dataset.corpus[rows], dataset.language[rows], labels.classes[rows] + 1)
         weights = law.temperature(groups, config.alpha)
-    plan_config = PlanConfig(job.seed, config.slot_seconds, config.slots, config.pool_shards, policy.count)
+    plan_config = PlanConfig(
+        job.seed, config.slot_seconds, config.slots, config.pool_shards, policy.count, config.jitter
+    )
 
     def durations(r: np.ndarray, v: np.ndarray) -> np.ndarray:
         return view_samples(policy, dataset.key_hash[r], v, dataset.samples[r])
@@ -162,7 +171,7 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     )
     model = build(entry.model, len(setting.classes), has_dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
-    if getattr(entry.model, "mode", None) == "product":
+    if isinstance(model, Fused) and model.config.mode == "product":
         known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
         counts = np.bincount(known[known >= 0], minlength=len(setting.classes))
         model.fit_prior(torch.from_numpy(counts / counts.sum()))
@@ -183,21 +192,46 @@ def fit_normalisation(
     model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
 ) -> None:
     """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
-    if not hasattr(model, "fit_normalisation"):
+    if not isinstance(model, FrameModel):
         return
     from ser.features.normalise import Moments
 
     chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
     views = np.full(len(chosen), setting.train_views[0], np.int64)
     needs = needs_of(model, features)
-    moments = None
+    moments, whole = None, None
     for start in range(0, len(chosen), 64):
         slot = Slot(chosen[start : start + 64], views[start : start + 64])
         frames, lengths = model.frames(complete(load_slot(dataset, slot, needs, setting.policy), model))
         moments = (moments or Moments.empty(frames.shape[2])).add(frames, lengths)
+        if model.functionals is not None:
+            values = model.functionals.raw(frames, lengths)[:, None]
+            whole = (whole or Moments.empty(values.shape[2])).add(values, (lengths > 0).long())
     assert moments is not None
-    fitted = moments.normaliser()
-    model.fit_normalisation(fitted.mean, fitted.deviation)
+    if model.config.normalise in ("fitted", "level"):
+        fitted = moments.normaliser()
+        model.fit_normalisation(fitted.mean, fitted.deviation)
+    if model.functionals is not None and whole is not None:
+        fitted = whole.normaliser()
+        model.functionals.fit(fitted.mean, fitted.deviation)
+
+
+def check_mel(recipe: Recipe, name: str) -> None:
+    """Refuse a model that would hear other log-mels alone than the stored ones it is trained on."""
+    config, stored = recipe.models[name].model, recipe.features.get("mel")
+    if not isinstance(config, ConvConfig) or config.features != "stored":
+        return
+    if stored is None:
+        raise UserError(
+            f"{name} reads stored log-mels, and the recipe stores none",
+            where=recipe.name,
+            hint="add `features: {mel: {kind: mel}}`, or set the model's `features: online`",
+        )
+    given = ConvConfig(**stored.options).mel
+    other = {key: (value, given[key]) for key, value in config.mel.items() if value != given[key]}
+    if other:
+        says = ", ".join(f"{key} {a} (stored: {b})" for key, (a, b) in other.items())
+        raise UserError(f"{name} and the stored log-mel differ: {says}", where=recipe.name, hint="make them agree")
 
 
 def model_directory(setting: Setting, job: Job) -> Any:
@@ -212,6 +246,23 @@ def _projectors(model: SERModel, entry: Any, sources: dict[str, TargetSource]) -
             output = next(o for o in sources[term.teacher].spec.outputs if o.name == "embedding")
             sizes[term.teacher] = output.shape[0]
     return Projectors(model.embedding_size, sizes) if sizes else None
+
+
+def embedding_scales(
+    setting: Setting, entry: ModelRecipe, sources: Mapping[str, TargetSource], rows: np.ndarray
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Mean and deviation of the embeddings that terms standardise, over (a sample of) the training rows."""
+    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
+    scales = {}
+    for term in entry.objective:
+        if term.loss == "embedding" and term.standardise:
+            source = sources[term.sources[0]]
+            views = np.full(len(chosen), setting.train_views[0], np.int64)
+            present = source.state(chosen, views) == PRESENT
+            values = np.asarray(source.read(chosen, views)["embedding"], np.float64)[present]
+            mean, deviation = values.mean(0), np.maximum(values.std(0), 1e-6)
+            scales[term.sources[0]] = (torch.from_numpy(mean).float(), torch.from_numpy(deviation).float())
+    return scales
 
 
 def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSource:
@@ -240,6 +291,16 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
     for name in recipe.models[job.model].needs:
         _, meta = load(model_directory(setting, Job(job.fold, name, recipe.seeds_of(name)[0])))
         teachers[name] = exposure.Exposure.from_json(meta["exposure"])
+    train = recipe.models[job.model].train
+    if train is not None and train.init_from:
+        # Weights to start from have heard what they have heard, whoever trained them.
+        _, meta = load(train.init_from)
+        known = meta.get("exposure")
+        teachers[f"init_from {train.init_from}"] = (
+            exposure.Exposure(unknown=(train.init_from,))
+            if known is None
+            else exposure.Exposure.from_json(known)
+        )
     exposure.check_student(
         dataset, fold.test, fold.dev, own, teachers, setting.protocol.strictness, recipe.allow_unknown,
         fold=job.fold, model=job.model,

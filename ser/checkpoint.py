@@ -130,8 +130,7 @@ def _check_identity(folder: Path, written: dict[str, Any], now: dict[str, Any]) 
         raise UserError(
             f"ZeRO stage {written['zero_stage']} state of {written['world']} workers cannot be read by {now['world']}",
             where=str(folder),
-            hint=f"run with {written['world']} workers, or convert it: python -m deepspeed.checkpoint.ds_to_universal "
-            f"--inject_missing_state --input_folder {folder} --output_folder {folder}-universal",
+            hint=f"go on with {written['world']} workers: models.NAME.train.workers={written['world']}",
         )
 
 

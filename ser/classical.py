@@ -24,7 +24,7 @@ from ser.models.config import ClassicalConfig
 from ser.score import probabilities
 from shards.batch import load_slot
 from shards.errors import UserError
-from shards.plan import Slot
+from shards.slots import Slot
 
 BATCH = 64
 # Factors tried for the decision values; softmax of a plain SVM decision is far too unsure.
@@ -54,7 +54,7 @@ def fit(x: Ingredients, folder: Path, world: World) -> None:
     if model.config.features == "egemaps":
         x.licences = sorted({*x.licences, OPENSMILE_LICENCE})
     best = max(tried, key=lambda c: (tried[c], -c)) if tried else None
-    training = {"chosen": f"C {best:g} of {len(tried)}" if tried else "one C", "dev": tried.get(best), "grid": {f"{c:g}": v for c, v in tried.items()}}  # fmt: skip
+    training = {"chosen": f"C {best:g} of {len(tried)}" if tried else "one C", "dev": None if best is None else tried[best], "grid": {f"{c:g}": v for c, v in tried.items()}}  # fmt: skip
     finish(x, {f"model.{name}": value for name, value in model.state_dict().items()}, folder, world, training)
 
 
@@ -139,7 +139,7 @@ def _fit(
     balance = "balanced" if config.class_weights == "balanced" else None
     machine: Any
     if config.classifier == "svm":
-        machine = LinearSVC(C=c, class_weight=balance, dual=True, max_iter=2000, random_state=seed)
+        machine = LinearSVC(C=c, class_weight=balance, dual=True, max_iter=2000, random_state=seed)  # pyright: ignore[reportArgumentType]  # no stubs: the type of its default
     else:
         machine = LogisticRegression(C=c, class_weight=balance, max_iter=2000)
     with warnings.catch_warnings():

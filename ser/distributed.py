@@ -60,7 +60,8 @@ def join(timeout_seconds: float = 1800) -> World:
             dist.init_process_group(backend, timeout=timeout)
         else:
             # An in-memory store: a world of one needs no port, so many of them can share a host.
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]  # documented, not in __all__
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 

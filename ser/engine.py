@@ -69,11 +69,12 @@ class Engine:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         self.config, self.world = config, world
         self.accumulation = config.slots // world.size
-        self.finite = True
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_hook(self._watch)
+        self.finite: Any = True  # of the slot at hand
+        self.slots_finite: list[Any] = []  # of this rank's slots of the global step, in order
+        self.norm: torch.Tensor | None = None
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in self.trained:
+            parameter.register_hook(self._watch)
         self.optimizer = SkippableAdamW(
             _groups(model, config.optimizer, encoder_parameters),
             lr=config.optimizer.lr,
@@ -90,8 +91,11 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model.to(world.device),
             optimizer=self.optimizer,
-            config=deepspeed_config(config, self.accumulation),
+            config=deepspeed_config(config, self.accumulation, sum(p.numel() for p in self.trained)),
         )
+        if world.size == 1 and clips_itself(config):
+            # The mean over one process is the gradient itself; DeepSpeed would copy it there and back.
+            self.engine.enable_backward_allreduce = False
 
     def _watch(self, gradient: torch.Tensor) -> None:
         # A tensor stays on the device: no synchronisation until the step decides.
@@ -100,7 +104,7 @@ class Engine:
     @property
     def module(self) -> nn.Module:
         """The wrapped module (forward through `self.engine`)."""
-        return self.engine.module
+        return self.engine.module  # pyright: ignore[reportReturnType]  # nn.Module.__getattr__ hides its type
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,12 +123,17 @@ class Engine:
             rate: Factor on the base learning rates.
             last: This was the last slot of the global step on this rank.
         """
+        self.slots_finite.append(self.finite)
+        self.finite = True
         if not last:
             self.engine.step()
             return True
-        bad = any_rank(not bool(self.finite), self.world)
-        self.finite = True
+        self.bad_slots = [i for i, finite in enumerate(self.slots_finite) if not bool(finite)]
+        self.slots_finite = []
+        bad = any_rank(bool(self.bad_slots), self.world)
         self.optimizer.skip = bad
+        if clips_itself(self.config):
+            self.norm = nn.utils.clip_grad_norm_(self.trained, self.config.clip or float("inf"))
         for group, base in zip(self.optimizer.param_groups, self.base_rates):
             group["lr"] = base * rate
         self.engine.step()
@@ -132,8 +141,8 @@ class Engine:
         return not bad
 
     def gradient_norm(self) -> float:
-        """Norm of the last step's gradient before clipping, where DeepSpeed computed one; else nan."""
-        norm = self.engine.get_global_grad_norm()
+        """Norm of the last step's gradient before clipping."""
+        norm = self.norm if clips_itself(self.config) else self.engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -194,9 +203,24 @@ def _groups(
     ]
 
 
-def deepspeed_config(config: TrainConfig, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. Clipping is always written: DeepSpeed clips at 1.0 unless told."""
-    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+def clips_itself(config: TrainConfig) -> bool:
+    """Plain data parallelism in fp32: gradients are whole on every rank, and DeepSpeed would hide their norm."""
+    return config.zero_stage == 0 and config.precision == "fp32"
+
+
+def deepspeed_config(config: TrainConfig, accumulation: int, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. Clipping is always written: DeepSpeed clips at 1.0 unless told.
+
+    Its buckets hold 5e8 numbers by default and are allocated whole, 2 GB each: `parameters`, those of the model, are
+    enough.
+    """
+    bucket = max(1, min(parameters, 500_000_000))
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "overlap_comm": False,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if config.offload != "none":
         if config.zero_stage == 0:
             raise UserError("offload needs zero_stage 1 or more", hint="set train.zero_stage=2")
@@ -207,7 +231,7 @@ def deepspeed_config(config: TrainConfig, accumulation: int) -> dict[str, Any]:
         # The loader cuts batches by seconds; DeepSpeed only needs numbers that multiply out.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.clip,
+        "gradient_clipping": 0.0 if clips_itself(config) else config.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -68,10 +68,10 @@ class Events:
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN: it becomes None, so that any reader can parse the line."""
-    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+    if hasattr(value, "item") and (value.numel() if hasattr(value, "numel") else value.size) == 1:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return value
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -188,7 +188,7 @@ def check_student(
         for how, heard in (("was fitted on", exposure.fit), ("was selected on", exposure.select)):
             shared = tuple(sorted(test & heard))
             if shared:
-                text = f"{name} {how} {count(len(shared), 'test entry', 'test entries')} of {_fold(fold)}: {some(shared)}"
+                text = f"{name} {how} {count(len(shared), 'test entry', 'test entries')} of {called(fold)}: {some(shared)}"
                 if how == "was selected on" and name == model:
                     text += " (non-nested selection)"
                 leaks.append(Finding("exposure", "leak", fold, text, shared))
@@ -196,11 +196,11 @@ def check_student(
             continue
         shared = tuple(sorted(dev & exposure.fit))
         if shared:
-            text = f"{name} was fitted on the dev set that chooses {model} in {_fold(fold)}: {some(shared)}"
+            text = f"{name} was fitted on the dev set that chooses {model} in {called(fold)}: {some(shared)}"
             leaks.append(Finding("exposure", "leak", fold, text, shared))
         shared = tuple(sorted(dev & exposure.select))
         if shared:
-            text = f"{name} and {model} are selected on the same dev set in {_fold(fold)}: {some(shared)}"
+            text = f"{name} and {model} are selected on the same dev set in {called(fold)}: {some(shared)}"
             notes.append(Finding("shared dev", "note", fold, text, shared))
     allowed = set(allow_unknown)
     for hub in closed(own, teachers).unknown:
@@ -209,7 +209,7 @@ def check_student(
         fits = hub in allowed
         (notes if fits else leaks).append(Finding("unknown", "note" if fits else "leak", fold, text, (hub,)))
     if leaks and strictness == "STRICT":
-        raise refusal(leaks, where=f"{model}, {_fold(fold)}")
+        raise refusal(leaks, where=f"{model}, {called(fold)}")
     return leaks + notes
 
 
@@ -275,5 +275,6 @@ def count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _fold(fold: str) -> str:
-    return f"fold {fold}" if fold else "the fold"
+def called(fold: str) -> str:
+    """A fold in a sentence: "fold session-1", and "fold-1" for one that says so itself."""
+    return fold if fold.startswith("fold") else f"fold {fold}" if fold else "the fold"

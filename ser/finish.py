@@ -118,7 +118,7 @@ def write_predictions(path: Path, table: pa.Table) -> None:
 
 def read_predictions(path: Path, split: str) -> Answers:
     """Answers of one split from a training's predictions."""
-    table = pq.read_table(path).filter(pa.compute.equal(pq.read_table(path).column("split"), split))
+    table = pq.read_table(path, filters=[("split", "=", split)])
 
     def stacked(name: str) -> np.ndarray | None:
         column = table.column(name)

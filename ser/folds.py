@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ser.exposure import count, refusal, some
+from ser.exposure import called, count, refusal, some
 from ser.grouping import Groups, commonest, groups, listed, sharing
 from ser.leaks import leaks
 from ser.truth import Labels
+from ser.values import expand
 from shards.errors import UserError
 from shards.law import hash64
 from shards.utterance import make_key
@@ -85,7 +86,7 @@ def make_folds(protocol: "Protocol", dataset: Any, truth: Labels) -> list[Fold]:
             names = sorted({leak.fold for leak in found})
             first = [leak for leak in found if leak.fold == found[0].fold]
             more = f" ({len(names)} folds of {len(out)} leak)"
-            raise refusal(first, where=f"protocol {protocol.name}, fold {found[0].fold}{more}")
+            raise refusal(first, where=f"protocol {protocol.name}, {called(found[0].fold)}{more}")
     for fold in out:
         _refuse_empty(protocol, fold)
     return out
@@ -205,7 +206,6 @@ def _fixed(protocol: "Protocol", dataset: Any, truth: Labels, known: np.ndarray)
 
 
 def _files(protocol: "Protocol", dataset: Any, truth: Labels, known: np.ndarray) -> Tests:
-    from ser.recipe import expand
     from shards.corpora import emobox
 
     folder = expand(protocol.folds.folder)
@@ -327,7 +327,7 @@ def _refuse_empty(protocol: "Protocol", fold: Fold) -> None:
     for name, rows in (("train", fold.labelled), ("dev", fold.dev), ("test", fold.test)):
         if not len(rows) and (name != "dev" or wants_dev):
             raise UserError(
-                f"the {name} set of fold {fold.name} has no labelled utterance",
+                f"the {name} set of {called(fold.name)} has no labelled utterance",
                 where=f"protocol {protocol.name}",
                 hint="check the values of `folds`, and that `dev` leaves someone to train on",
             )

@@ -16,7 +16,7 @@ from ser.inputs import complete, needs_of
 from ser.models.base import ModelOutput, SERModel
 from shards.dataset import Dataset
 from shards.loader import Needs, load_slot
-from shards.plan import Slot, sequential
+from shards.slots import Slot, sequential
 from shards.targets import TargetStore
 from shards.views import ViewPolicy, view_samples
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ser.models.base import SERModel
-from ser.sources import TargetSource
 from shards.loader import Batch, Needs
-from shards.targets import TargetStore
+from shards.targets import TargetSource, TargetStore
 
 FUNCTIONALS = ("egemaps", "mfcc")
 
@@ -39,6 +38,7 @@ def complete(batch: Batch, model: SERModel) -> Batch:
             continue
         from ser.features import functionals, prosody
 
+        assert batch.waveform is not None, "needs_of asks for the waveform of what is not stored"
         if name == "prosody":
             frames, lengths = prosody.extract(batch.waveform, batch.lengths)
         else:

@@ -91,7 +91,7 @@ def interval(
     metric: str,
     truth: Array,
     predicted: Array,
-    speakers: Sequence,
+    speakers: Sequence | Array,
     *,
     classes: int | None = None,
     level: float = 0.95,
@@ -140,7 +140,7 @@ def compare(
     truth: Array,
     first: Array,
     second: Array,
-    speakers: Sequence,
+    speakers: Sequence | Array,
     *,
     classes: int | None = None,
     level: float = 0.95,
@@ -236,7 +236,7 @@ def fold_test(
 
 
 def _statistics(
-    metric: Metric, truth: Array, systems: Sequence[Array], speakers: Sequence, classes: int | None
+    metric: Metric, truth: Array, systems: Sequence[Array], speakers: Sequence | Array, classes: int | None
 ) -> list[Array]:
     """Per-speaker statistics of every system: (S, G, d) each; speakers without a known truth are dropped."""
     truth = np.asarray(truth)

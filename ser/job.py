@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ser.checkpoint import write_json
-from ser.recipe import ModelRecipe, Recipe, TrainConfig, set_dotted
+from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting
 from ser.strict import read_yaml, validate
+from ser.values import set_dotted
+
+# Stored features that a kind of model reads; a fused one reads its components', whose identity it carries.
+FEATURES_OF = {"conv": ("mel",), "prosodic": ("prosody",), "fused": ("mel", "prosody")}
 
 # A product of trained models is put together, not trained; inference settings are all that is used of this.
 ASSEMBLED = TrainConfig(steps=1, tensorboard=False)
@@ -107,9 +111,14 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
         "part": job.part,
         "dataset": setting.dataset.content_hash,
         "views": setting.policy.hash(),
-        "features": {name: config.model_dump(mode="json") for name, config in recipe.features.items()},
+        "features": {
+            name: config.model_dump(mode="json")
+            for name, config in recipe.features.items()
+            if name in FEATURES_OF.get(model.model.kind, ())
+        },
         "targets": recipe.targets.model_dump(mode="json") if model.target_sources else None,
         "teachers": teacher_hashes,
+        "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
     }
 
 
@@ -135,6 +144,12 @@ def write_identity(folder: Path, value: dict[str, Any]) -> None:
     """Record what a training directory is made with."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "job.json", value)
+
+
+def _weights_digest(folder: str | None) -> dict[str, str] | None:
+    """Hashes of the files of a model to start from; None without one (a missing one is refused when it is loaded)."""
+    path = Path(folder) / "model.json" if folder else None
+    return json.loads(path.read_text())["files"] if path is not None and path.is_file() else None
 
 
 def _rows_digest(rows: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ser.exposure import Finding, count, some
+from ser.exposure import Finding, called, count, some
 from ser.grouping import groups
 from ser.truth import Labels, field, labels
 
@@ -35,7 +35,7 @@ def leaks(protocol: "Protocol", dataset: Any, fold: "Fold") -> list[Finding]:
             if len(shared):
                 items = tuple(sorted(names[c] for c in shared))
                 what = count(len(items), kind[:-1], kind)
-                text = f"fold {fold.name}: {what} in both {one} and {two}: {some(items, 12)}"
+                text = f"{called(fold.name)}: {what} in both {one} and {two}: {some(items, 12)}"
                 out.append(Finding(kind, "leak", fold.name, text, items))
     return out
 
@@ -66,7 +66,7 @@ def _empty_classes(truth: Labels, fold: "Fold") -> list[Finding]:
         present = set(truth.classes[rows])
         lost = tuple(name for i, name in enumerate(truth.names) if i not in present)
         if lost:
-            text = f"fold {fold.name}: no utterance of {', '.join(lost)} in {split}"
+            text = f"{called(fold.name)}: no utterance of {', '.join(lost)} in {split}"
             out.append(Finding("empty classes", "note", fold.name, text, lost))
     return out
 
@@ -90,7 +90,9 @@ def _shared_values(dataset: Any, folds: list["Fold"]) -> list[Finding]:
                 shared = shared[shared >= 0]
                 if len(shared):
                     hit = int(np.isin(codes[others], shared).sum())
-                    text = f"fold {fold.name}: {hit} of {len(others)} {two} utterances have a {what} of {one}"
+                    text = (
+                        f"{called(fold.name)}: {hit} of {len(others)} {two} utterances have a {what} of {one}"
+                    )
                     text = text.replace("a identical", "the identical")
                     items = tuple(sorted(names[c] for c in shared))
                     out.append(Finding(kind, "note", fold.name, f"{text} ({len(items)} distinct)", items))

@@ -17,10 +17,9 @@ from ser import objectives
 from ser.models import ModelOutput
 from ser.models.projectors import Projectors
 from ser.recipe import Term
-from ser.sources import TargetSource
 from shards.loader import Batch
-from shards.plan import Slot
-from shards.targets import PRESENT
+from shards.slots import Slot
+from shards.targets import PRESENT, TargetSource
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Objective:
         sources: Targets of each teacher that a term names.
         projectors: For embedding terms.
         smoothing: Label smoothing of the cross entropy.
+        scales: Teacher -> mean and deviation (E,) of its embedding, for terms that standardise.
     """
 
     def __init__(
@@ -58,9 +58,10 @@ class Objective:
         sources: Mapping[str, TargetSource],
         projectors: Projectors | None = None,
         smoothing: float = 0.0,
+        scales: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ):
         self.supervision, self.sources = supervision, sources
-        self.projectors, self.smoothing = projectors, smoothing
+        self.projectors, self.smoothing, self.scales = projectors, smoothing, scales or {}
         self.terms = {_name(term): term for term in terms}
         self.row_terms = {name: t for name, t in self.terms.items() if t.loss != "ccc" or t.scope == "slot"}
         self.step_ccc = {name: t for name, t in self.terms.items() if t.loss == "ccc" and t.scope == "step"}
@@ -78,9 +79,17 @@ class Objective:
         if term.loss == "cross_entropy":
             return self._class_weight(rows)
         if term.loss == "ccc":
-            return np.isfinite(self.supervision.dimensions[rows]).any(1).astype(np.float64)
+            return np.any(np.isfinite(self.supervision.dimensions[rows]), axis=1).astype(np.float64)
         present = [self.sources[name].state(rows, views) == PRESENT for name in term.sources]
         return np.any(present, axis=0).astype(np.float64)
+
+    def _taught(self, term: Term, rows: np.ndarray) -> np.ndarray:
+        """(B,) float64: 1 where a teacher's term applies, 0 on labelled rows of a term for unlabelled ones."""
+        if term.rows == "all":
+            return np.ones(len(rows))
+        labels = self.supervision
+        shown = (labels.classes[rows] >= 0) | np.isfinite(labels.dimensions[rows]).any(1)
+        return (~shown).astype(np.float64)
 
     def _class_weight(self, rows: np.ndarray) -> np.ndarray:
         supervision = self.supervision
@@ -119,9 +128,7 @@ class Objective:
             * 0.0
         )
         if self.projectors is not None and not len(batch):
-            loss = (
-                loss + sum(_wide(out).sum() for out in self.projectors(output.embedding).values()) * 0.0
-            )
+            loss = loss + sum(_wide(out).sum() for out in self.projectors(output.embedding).values()) * 0.0
         shares: dict[str, Tensor] = {}
         for name, term in self.row_terms.items():
             if not totals[name] or not len(batch):
@@ -142,10 +149,9 @@ class Objective:
             gradient = objectives.ccc_gradient(ccc_moments[name], output.dimensions, target, weight)
             loss = (
                 loss
-                + term.weight
-                * scale
-                * objectives.ccc_surrogate(_wide(output.dimensions), gradient).sum()
+                + term.weight * scale * objectives.ccc_surrogate(_wide(output.dimensions), gradient).sum()
             )
+        assert isinstance(loss, Tensor)
         return loss, shares
 
     def moments(self, output: ModelOutput, batch: Batch) -> Tensor:
@@ -177,7 +183,8 @@ class Objective:
             assert output.dimensions is not None
             target, weight = self._dimension_labels(batch, device)
             return objectives.ccc_slot(_wide(output.dimensions), target, weight), present.float()
-        answered = {name: batch.target_present[name].to(device) & present for name in term.sources}
+        taught = torch.from_numpy(self._taught(term, batch.rows) > 0).to(device)
+        answered = {name: batch.target_present[name].to(device) & present & taught for name in term.sources}
         if term.loss == "multi_kl":
             return self._multi_kl(term, output, batch, answered)
         name = term.sources[0]
@@ -195,7 +202,11 @@ class Objective:
         elif term.loss == "embedding":
             assert self.projectors is not None
             projected = _wide(self.projectors(output.embedding)[name])
-            values = objectives.embedding_distance(projected, target["embedding"].to(device), term.distance)
+            said = target["embedding"].to(device)
+            if term.standardise:
+                mean, deviation = (part.to(device) for part in self.scales[name])
+                said = (said - mean) / deviation
+            values = objectives.embedding_distance(projected, said, term.distance)
         else:
             assert output.dimensions is not None
             values = (_wide(output.dimensions) - target["dimensions"].to(device)).square().mean(1)

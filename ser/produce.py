@@ -23,6 +23,7 @@ from ser.job import Job, directory
 from ser.models import SERModel, load
 from ser.recipe import FeatureConfig, Recipe
 from ser.setting import Setting, open_setting
+from ser.sources import parts_of
 from shards.batch import load_slot
 from shards.loader import Needs
 from shards.targets import PRESENT, QUARANTINED, VIEW_POLICY, Output, TargetSpec, TargetStore, Unit
@@ -205,11 +206,17 @@ def feature_work(setting: Setting) -> list[Work]:
 
 
 def teacher_work(setting: Setting, job: Job) -> list[Work]:
-    """Targets of one teacher still to be computed: its fold's train keys in every view, dev keys in the clean one."""
+    """Targets of one teacher still to be computed: its fold's train keys in every view, dev keys in the clean one.
+
+    A cross-fitted copy answers for the part of the speakers that it has not heard, and for nobody else.
+    """
     fold = setting.folds[job.fold]
     store = TargetStore.create(setting.dataset, teacher_spec(setting, job))
     train, dev = np.zeros(len(setting.dataset), bool), np.zeros(len(setting.dataset), bool)
     train[fold.train], dev[fold.dev] = True, True
+    if job.part is not None:
+        parts = parts_of(setting.dataset, fold.train, setting.recipe.models[job.model].cross_fit, job.seed)
+        train, dev = parts == job.part, np.zeros_like(dev)
     by_view = {view: train.copy() for view in setting.train_views}
     by_view[0] = by_view.get(0, np.zeros_like(train)) | dev
     if store.spec.view_invariant:
@@ -295,7 +302,7 @@ def _extractor(config_json: str) -> Any:
 def _targets(setting: Setting, work: Work) -> Done:
     torch.set_num_threads(1)
     assert work.teacher is not None
-    (name, rows), *_ = work.rows.items()
+    (rows,) = work.rows.values()
     spec = teacher_spec(setting, work.teacher)
     store = TargetStore.create(setting.dataset, spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

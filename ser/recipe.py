@@ -5,9 +5,7 @@ the command line by dotted keys (`models.student.train.steps=200`); `variants` a
 resolved recipe is written into the run directory, so a run never depends on the file again.
 """
 
-import copy
 import difflib
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from pydantic import Field, model_validator
 
 from ser.models.config import ModelConfig
 from ser.strict import Strict, read_yaml, validate
+from ser.values import expand, merge, set_dotted, unshared
 from shards.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -36,49 +35,54 @@ class DataConfig(Strict):
 
     path: str
     corpora: list[CorpusConfig] = Field(min_length=1)
-    shard_seconds: float = Field(600, gt=0)
-    max_quarantined: float = Field(0.01, ge=0, le=1)
+    shard_seconds: float = Field(default=600, gt=0)
+    max_quarantined: float = Field(default=0.01, ge=0, le=1)
 
 
 class OptimizerConfig(Strict):
     """AdamW. `encoder_lr` is for pre-trained encoder weights; None means `lr` for all."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     encoder_lr: float | None = None
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
 
 
 class TrainConfig(Strict):
-    """How a model is trained. A global step is `slots` micro-batches of at most `slot_seconds` padded seconds each."""
+    """How a model is trained. A global step is `slots` micro-batches of at most `slot_seconds` padded seconds each.
 
-    steps: int | None = Field(None, gt=0)
-    epochs: int | None = Field(None, gt=0)
-    slot_seconds: float = Field(60, gt=0)
-    slots: int = Field(1, gt=0)
-    pool_shards: int = Field(16, gt=0)
+    `jitter` (in 1/1024) blurs durations before they are sorted into slots. Little of it saves padding; but where
+    duration goes with the class (fast speech is aroused speech), tight slots are one-sided, and learning suffers.
+    """
+
+    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    slot_seconds: float = Field(default=60, gt=0)
+    slots: int = Field(default=1, gt=0)
+    pool_shards: int = Field(default=16, gt=0)
+    jitter: int = Field(default=256, ge=0, le=1024)
     law: Literal["uniform", "temperature"] = "uniform"
-    alpha: float = Field(0.5, ge=0, le=1)
+    alpha: float = Field(default=0.5, ge=0, le=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.1, ge=0, le=1)
-    clip: float = Field(1.0, ge=0)
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    clip: float = Field(default=1.0, ge=0)
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "optimizer", "parameters"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
     class_weights: Literal["none", "balanced"] = "none"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     init_from: str | None = None
-    evaluate_every: int | None = Field(None, gt=0)
-    patience: int | None = Field(None, gt=0)
-    checkpoint_every: int | None = Field(None, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
-    log_every: int = Field(20, gt=0)
-    workers: int = Field(1, gt=0)
-    loader_workers: int = Field(0, ge=0)
-    threads: int = Field(1, gt=0)
-    max_quarantined: float = Field(0.01, ge=0, le=1)
+    evaluate_every: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
+    log_every: int = Field(default=20, gt=0)
+    workers: int = Field(default=1, gt=0)
+    loader_workers: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, gt=0)
+    max_quarantined: float = Field(default=0.01, ge=0, le=1)
     tensorboard: bool = True
 
     @model_validator(mode="after")
@@ -95,20 +99,23 @@ class Term(Strict):
     """One term of an objective.
 
     `cross_entropy` and `ccc` learn from labels; `kl`, `embedding`, `multi_kl` and `dimensions` from stored targets of
-    the named teacher(s). `scope: slot` computes CCC per micro-batch as some released code does (LEGACY).
+    the named teacher(s); `standardise` takes mean and deviation over the training rows out of a teacher's embedding
+    first (raw embeddings share a large direction that a cosine rewards for nothing); with `rows: unlabelled` only where no label shows. `scope: slot` computes CCC per micro-batch as some released code does (LEGACY).
     """
 
     loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions"]
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0)
     teacher: str | None = None
     teachers: list[str] = []
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     direction: Literal["forward", "reverse"] = "forward"
     reduction: Literal["batchmean", "mean"] = "batchmean"
     distance: Literal["cosine", "mse", "l1"] = "cosine"
     weights: Literal["cosine", "batch_cosine", "uniform"] = "cosine"
-    tau: float = Field(0.25, gt=0)
+    tau: float = Field(default=0.25, gt=0)
     scope: Literal["step", "slot"] = "step"
+    rows: Literal["all", "unlabelled"] = "all"
+    standardise: bool = False
 
     @model_validator(mode="after")
     def _teachers_named(self) -> "Term":
@@ -147,7 +154,7 @@ class ModelRecipe(Strict):
     label_from: str | None = None
     labelled: float | int | str | None = None
     permute_targets: bool = False
-    cross_fit: int = Field(0, ge=0)
+    cross_fit: int = Field(default=0, ge=0)
     search: dict[str, list[Any]] = {}
     seeds: list[int] | None = None
 
@@ -191,7 +198,7 @@ class FeatureConfig(Strict):
 class TargetsConfig(Strict):
     """What is stored of each teacher, and how the inference batches are cut (part of the fingerprint)."""
 
-    slot_seconds: float = Field(120, gt=0)
+    slot_seconds: float = Field(default=120, gt=0)
     embedding: bool = True
     dtype: Literal["float32", "float16"] = "float32"
 
@@ -231,7 +238,7 @@ class Recipe(Strict):
     data: DataConfig
     protocol: str | dict[str, Any]
     folds: list[str] | Literal["all"] = "all"
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[int] = Field(default=[0], min_length=1)
     views: dict[str, Any] = {}
     features: dict[str, FeatureConfig] = {}
     targets: TargetsConfig = TargetsConfig()
@@ -331,7 +338,7 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | 
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of keys", where=str(path))
     # YAML anchors share objects: an override of one model must not reach another through them.
-    values = _unshared({key: value for key, value in values.items() if not key.startswith("x-")})
+    values = unshared({key: value for key, value in values.items() if not key.startswith("x-")})
     variants = values.pop("variants", {}) or {}
     if variant is not None:
         if variant not in variants:
@@ -345,70 +352,15 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | 
             raise UserError(
                 f"override {text!r} is not key=value", hint="for example models.student.train.steps=200"
             )
-        set_dotted(values, key, yaml.safe_load(value), where=str(path))
+        try:
+            plain = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"override {text!r}: the value is not YAML ({getattr(error, 'problem', error)})",
+                hint="quote it for the shell, for example 'seeds=[0, 1]'",
+            ) from None
+        set_dotted(values, key, plain, where=str(path))
     values.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
     if values.get("chosen"):
         values["chosen"] = str((path.parent / values["chosen"]).resolve())
     return validate(Recipe, expand(values), where=str(path))
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which no two places share an object."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid upon it; mappings merge, anything else is replaced."""
-    result = copy.deepcopy(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] = merge(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
-
-
-def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str = "") -> None:
-    """Set `a.b.c` inside nested mappings (and lists by number); missing mappings are made."""
-    *parents, last = key.split(".")
-    node: Any = values
-    for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, dict | list):
-            raise UserError(f"override {key!r} goes through {part!r}, which is a plain value", where=where)
-    if isinstance(node, list):
-        node[int(last)] = value
-    else:
-        node[last] = value
-
-
-def corpora_root() -> str | None:
-    """Folder of the open corpora: $SER_CORPORA, else ../shared/corpora beside the checkout."""
-    named = os.environ.get("SER_CORPORA")
-    if named:
-        return named
-    beside = Path(__file__).resolve().parents[2] / "shared" / "corpora"
-    return str(beside) if beside.is_dir() else None
-
-
-def expand(values: Any) -> Any:
-    """Replace `${NAME}` by environment variables in every string; SER_CORPORA has a default."""
-    if isinstance(values, dict):
-        return {key: expand(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [expand(value) for value in values]
-    if not isinstance(values, str):
-        return values
-
-    def lookup(match: re.Match[str]) -> str:
-        name = match.group(1)
-        value = corpora_root() if name == "SER_CORPORA" else os.environ.get(name)
-        if value is None:
-            raise UserError(
-                f"the recipe needs the environment variable {name}", where=values, hint=f"export {name}=..."
-            )
-        return value
-
-    return re.sub(r"\$\{([A-Z_][A-Z0-9_]*)\}", lookup, values)

@@ -80,4 +80,4 @@ def ceilings_of(setting: Setting) -> dict[str, Any] | None:
 
 def source_of(inputs: list[str]) -> str:
     """What a model can know of the generated corpus's law: text shows valence, prosody arousal, audio both."""
-    return {("text",): "text", ("prosody",): "prosody"}.get(tuple(inputs), "fusion")
+    return inputs[0] if inputs in (["text"], ["prosody"]) else "fusion"

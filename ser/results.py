@@ -16,11 +16,13 @@ from ser.events import read as read_events
 from ser.finish import read_meta, read_predictions
 from ser.infer import Answers
 from ser.job import Job, directory, finished
-from ser.score import probabilities
+from ser.score import settle
 from ser.setting import Setting
 from shards.errors import UserError
+from shards.targets import NO_INPUT, PRESENT, QUARANTINED
 
-ANSWERED, NO_INPUT, UNREADABLE = 1, 2, 3
+ANSWERED, UNREADABLE = PRESENT, QUARANTINED
+__all__ = ["ANSWERED", "NO_INPUT", "UNREADABLE", "Model", "System", "Training", "collect", "voices"]
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,7 @@ def _system(
     state = np.stack([np.concatenate([part.state for part in parts]) for parts in by_seed])
     logits = _stacked(by_seed, "logits")
     dimensions = _stacked(by_seed, "dimensions")
-    silent = state != ANSWERED
-    p = decided = None
-    if logits is not None:
-        p = probabilities(np.where(silent[..., None], 0.0, logits))
-        decided = np.where(silent, -1, p.argmax(-1))
-    if dimensions is not None:
-        dimensions = np.where(silent[..., None], 0.5, dimensions.astype(np.float64))
+    p, decided, dimensions = settle(logits, dimensions, state)
     return System(np.concatenate(rows), number, p, decided, dimensions, state)
 
 

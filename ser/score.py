@@ -6,9 +6,8 @@ import numpy as np
 
 from ser import metrics
 from ser.infer import Answers
-from ser.protocol import Labels
-
-DIMENSIONS = ("valence", "arousal", "dominance")
+from ser.protocol import DIMENSIONS, Labels
+from shards.targets import PRESENT
 
 
 def score(answers: Answers, labels: Labels) -> dict[str, float]:
@@ -20,15 +19,16 @@ def score(answers: Answers, labels: Labels) -> dict[str, float]:
 
     Returns:
         ua, wa, macro_f1, ece, brier, nll, entropy; ccc_valence, ccc_arousal, ccc_dominance and their mean `ccc`.
-        An utterance that could not be read counts with a uniform answer, so that it cannot improve a score.
+        An utterance without an answer (not readable, no input) counts as in the report: see `settle` and `decisions`.
     """
     values: dict[str, float] = {}
     truth = labels.classes[answers.rows]
-    if answers.logits is not None and (truth >= 0).any():
+    p, decided, dimensions = settle(answers.logits, answers.dimensions, answers.state)
+    if p is not None and decided is not None and (truth >= 0).any():
         known = truth >= 0
-        p = probabilities(answers.logits)[known]
-        guess, y = p.argmax(1), truth[known]
         count = p.shape[1]
+        values["entropy"] = float(metrics.entropy(p).mean())
+        p, guess, y = p[known], decisions(decided, truth, count)[known], truth[known]
         values |= {
             "ua": metrics.ua(y, guess, count),
             "wa": metrics.wa(y, guess, count),
@@ -36,11 +36,10 @@ def score(answers: Answers, labels: Labels) -> dict[str, float]:
             "ece": metrics.ece(p, y),
             "brier": metrics.brier(p, y),
             "nll": metrics.nll(p, y),
-            "entropy": float(metrics.entropy(p).mean()),
         }
-    if answers.dimensions is not None:
+    if dimensions is not None:
         found: Mapping[str, float] = {
-            f"ccc_{name}": metrics.ccc(labels.dimensions[answers.rows, i], answers.dimensions[:, i])
+            f"ccc_{name}": metrics.ccc(labels.dimensions[answers.rows, i], dimensions[:, i])
             for i, name in enumerate(DIMENSIONS)
             if np.isfinite(labels.dimensions[answers.rows, i]).any()
         }
@@ -48,6 +47,36 @@ def score(answers: Answers, labels: Labels) -> dict[str, float]:
         if found:
             values["ccc"] = float(np.mean([0.0 if np.isnan(v) else v for v in found.values()]))
     return values
+
+
+def settle(
+    logits: np.ndarray | None, dimensions: np.ndarray | None, state: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """What counts as a model's answers, the same in training, choice and report: leaving out what is hard never helps.
+
+    Args:
+        logits: (..., n, K), or None.
+        dimensions: (..., n, 3), or None.
+        state: (..., n) uint8 as in `shards.targets`.
+
+    Returns:
+        Posteriors (..., n, K) float64, uniform where the state is not PRESENT; decided classes (..., n) int64, there -1;
+        dimensions (..., n, 3) float64, there 0.5, the middle of the scale. None for what the model does not have.
+    """
+    silent = state != PRESENT
+    p = decided = None
+    if logits is not None:
+        p = probabilities(np.where(silent[..., None], 0.0, logits))
+        decided = np.where(silent, -1, p.argmax(-1))
+    if dimensions is not None:
+        dimensions = np.where(silent[..., None], 0.5, dimensions.astype(np.float64))
+    return p, decided, dimensions
+
+
+def decisions(decided: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Decided classes (..., n) in which "no answer" (-1) is a wrong class: the one after the true one."""
+    wrong = np.where(truth >= 0, (truth + 1) % classes, 0)
+    return np.where(decided < 0, wrong, decided)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -16,9 +16,9 @@ from ser import intervals, metrics
 from ser.pooled import METRICS
 from ser.protocol import Labels
 from ser.results import ANSWERED, NO_INPUT, UNREADABLE, System
+from ser.score import DIMENSIONS, decisions
 
 Array = np.ndarray
-DIMENSIONS = ("valence", "arousal", "dominance")
 CATEGORICAL = ("ua", "wa", "macro_f1", "ece", "brier", "nll", "entropy", "soft_nll")
 DIMENSIONAL = ("ccc", "ccc_valence", "ccc_arousal", "ccc_dominance")
 SIGNS = ("valence_sign", "arousal_sign")
@@ -89,13 +89,7 @@ def material(metric: str, truth: Truth, system: System) -> Material | None:
     if metric in ("brier", "nll"):
         return Material("mean", truth.classes, _terms(metric, truth.classes, system.probabilities), None)
     assert system.decided is not None
-    return Material(metric, truth.classes, _certain(system.decided, truth.classes, count), count)
-
-
-def _certain(decided: Array, truth: Array, classes: int) -> Array:
-    """Decisions (S, n) in which "no answer" (-1) is a wrong class: the one after the true one."""
-    wrong = np.where(truth >= 0, (truth + 1) % classes, 0)
-    return np.where(decided < 0, wrong, decided)
+    return Material(metric, truth.classes, decisions(system.decided, truth.classes, count), count)
 
 
 def _terms(metric: str, truth: Array, p: Array) -> Array:
@@ -156,7 +150,7 @@ def _value(have: Material, seed: int) -> float:
     )
 
 
-def pooled(truth: Truth, system: System, speakers: Sequence[str]) -> dict[str, dict[str, Any]]:
+def pooled(truth: Truth, system: System, speakers: Sequence[str] | Array) -> dict[str, dict[str, Any]]:
     """Scores over all rows together: metric -> value, interval or why there is none, value of each seed."""
     out: dict[str, dict[str, Any]] = {}
     for name, each in values(truth, system).items():
@@ -171,13 +165,13 @@ def pooled(truth: Truth, system: System, speakers: Sequence[str]) -> dict[str, d
     return out
 
 
-def signs(truth: Truth, system: System, speakers: Sequence[str]) -> dict[str, dict[str, Any]]:
+def signs(truth: Truth, system: System, speakers: Sequence[str] | Array) -> dict[str, dict[str, Any]]:
     """Accuracy on the sign of valence and on high against low arousal, with intervals."""
     found = {name: material(name, truth, system) for name in SIGNS}
     return {name: _interval(have, speakers) for name, have in found.items() if have is not None}
 
 
-def _interval(have: Material, speakers: Sequence[str]) -> dict[str, Any]:
+def _interval(have: Material, speakers: Sequence[str] | Array) -> dict[str, Any]:
     found = intervals.interval(have.metric, have.truth, have.predicted, speakers, classes=have.classes)
     return found.to_dict()
 
@@ -231,7 +225,7 @@ def groups(
 
 
 def compare(
-    metric: str, truth: Truth, system: System, reference: System, speakers: Sequence[str]
+    metric: str, truth: Truth, system: System, reference: System, speakers: Sequence[str] | Array
 ) -> dict[str, Any] | None:
     """System minus reference on one metric: difference, swap test, interval, and the test over folds.
 

@@ -5,23 +5,12 @@ objective use.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from shards.law import hash64
 from shards.targets import TargetSpec, TargetStore
-
-
-class TargetSource(Protocol):
-    """What the loader and the objective ask of targets."""
-
-    @property
-    def spec(self) -> TargetSpec: ...
-
-    def state(self, rows: np.ndarray, views: Any = 0) -> np.ndarray: ...
-
-    def read(self, rows: np.ndarray, views: Any = 0) -> dict[str, Any]: ...
 
 
 class Permuted:

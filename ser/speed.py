@@ -16,7 +16,7 @@ from ser.inputs import complete, needs_of
 from ser.models import load
 from ser.setting import Setting
 from shards.batch import load_slot
-from shards.plan import Slot
+from shards.slots import Slot
 from shards.utterance import SAMPLE_RATE
 
 UTTERANCES, PASSES = 5, 3

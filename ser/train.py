@@ -20,6 +20,7 @@ from ser.build import Ingredients, gather_ingredients
 from ser.distributed import World, any_rank, barrier, gather_objects, join, sum_ranks
 from ser.engine import Engine, rate
 from ser.events import Events
+from ser.exposure import some
 from ser.finish import export, finish, save_best
 from ser.infer import answer
 from ser.inputs import complete
@@ -109,7 +110,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
                 result = train_step(x, engine, step, slots, factor)
             heard += sum(len(batch) for batch in slots)
             state.step += 1
-            _count_faults(state, slots, result.moved, world, config, x)
+            _count_faults(state, slots, result, x, world, events)
 
             if state.step % config.log_every == 0 or state.step == total:
                 values = result.values(world)
@@ -125,14 +126,17 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
                 report(state.step, total)
 
             if _due(state.step, config.evaluate_every, total):
+                watchdog.rest()
                 evaluate(x, engine, state, folder, world, events)
             stopping = any_rank(stop.requested, world)
             if stopping or (
                 config.checkpoint_every and state.step % config.checkpoint_every == 0 and state.step < total
             ):
+                watchdog.rest()
                 checkpoint.save(folder, engine, state, config.keep_checkpoints, layout)
             if stopping:
                 raise Stopped(f"stopped at step {state.step} of {total}; run the same command to go on")
+        watchdog.rest()
         export(x, engine, state, folder, world)
     finally:
         watchdog.close()
@@ -146,11 +150,13 @@ class StepResult:
 
     Attributes:
         moved: False when the step was skipped.
+        bad: Keys of this rank's slots whose loss or gradient was not finite.
         shares: This rank's share of each row-wise term; the sum over ranks is the term's value.
         whole: Terms over the whole step (CCC), equal on every rank.
     """
 
     moved: bool
+    bad: list[str]
     shares: dict[str, torch.Tensor]
     whole: dict[str, torch.Tensor]
 
@@ -195,7 +201,8 @@ def train_step(x: Ingredients, engine: Engine, step: int, slots: list[Batch], fa
             shares[name] = shares[name] + value if name in shares else value
         engine.backward(loss)
         moved = engine.micro_step(factor, last=i == len(ready) - 1)
-    return StepResult(moved, shares, objective.ccc_value(moments))
+    bad = [] if moved else [key for i in engine.bad_slots for key in slots[i].keys]
+    return StepResult(moved, bad, shares, objective.ccc_value(moments))
 
 
 def _add_moments(moments: dict, objective, output, batch: Batch) -> None:
@@ -244,22 +251,26 @@ def _stale(state: checkpoint.State, config: TrainConfig) -> bool:
 def _count_faults(
     state: checkpoint.State,
     slots: list[Batch],
-    moved: bool,
-    world: World,
-    config: TrainConfig,
+    result: StepResult,
     x: Ingredients,
+    world: World,
+    events: Events | None,
 ) -> None:
     """Count skipped steps and unreadable utterances; too many of either end the run with the keys."""
-    if not moved:
+    keys: list[str] = []
+    if not result.moved:
         state.skipped += 1
         state.skipped_in_a_row += 1
+        keys = [key for rank in gather_objects(result.bad, world) for key in rank]
+        if events:
+            events.write("skipped", state.step - 1, keys=keys, in_a_row=state.skipped_in_a_row)
     else:
         state.skipped_in_a_row = 0
     fresh = {key: reason for batch in slots for key, reason in batch.quarantined}
     if any_rank(bool(fresh), world):
         for rank in gather_objects(fresh, world):
             state.quarantined.update(rank)
-        if len(state.quarantined) > max(3, config.max_quarantined * len(x.rows)):
+        if len(state.quarantined) > max(3, x.config.max_quarantined * len(x.rows)):
             raise UserError(
                 f"{len(state.quarantined)} of {len(x.rows)} training utterances could not be read, for example "
                 + "; ".join(f"{key}: {reason}" for key, reason in list(state.quarantined.items())[:3]),
@@ -267,10 +278,9 @@ def _count_faults(
                 hint=f"ser verify {x.dataset.url}",
             )
     if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-        keys = [key for rank in gather_objects([k for b in slots for k in b.keys], world) for key in rank]
         raise UserError(
             f"{state.skipped_in_a_row} steps in a row had a non-finite loss or gradient; the last good checkpoint stays",
-            where=f"step {state.step - 1}, utterances {', '.join(keys[:5])}, ...",
+            where=f"step {state.step - 1}, utterances {some(keys, 20)}",
             hint="lower train.optimizer.lr, raise train.warmup, or look at these utterances",
         )
 

@@ -16,6 +16,9 @@ FACTOR, LEAST_SECONDS, STEPS_TO_KNOW = 10, 30.0, 20
 class Watchdog:
     """Context manager around each step.
 
+    The interpreter's own timer is used, which sees a process that hangs inside a library. Setting it starts a thread,
+    so it is set anew only when a good part of it has run off: a dump comes after 1 to 1.25 times the limit.
+
     Args:
         path: Where stacks are written.
         factor: Multiple of the median step that counts as hanging.
@@ -26,29 +29,31 @@ class Watchdog:
         self.path, self.factor, self.least = path, factor, least_seconds
         self.durations: deque[float] = deque(maxlen=200)
         self.file = None
-        self.armed = False
+        self.renew_at = 0.0
 
     def __enter__(self) -> "Watchdog":
         self.began = time.perf_counter()
-        if len(self.durations) >= STEPS_TO_KNOW:
-            # Sorting 200 numbers each step is wasteful only for steps under a millisecond, which none is.
+        if len(self.durations) >= STEPS_TO_KNOW and self.began >= self.renew_at:
             limit = max(self.least, self.factor * statistics.median(self.durations))
             if self.file is None:
                 self.file = self.path.open("w")
-            faulthandler.dump_traceback_later(limit, file=self.file)
-            self.armed = True
+            faulthandler.dump_traceback_later(1.25 * limit, file=self.file)
+            self.renew_at = self.began + 0.25 * limit
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.armed:
-            faulthandler.cancel_dump_traceback_later()
-            self.armed = False
         self.durations.append(time.perf_counter() - self.began)
+
+    def rest(self) -> None:
+        """Do not watch until the next step: what comes now may take long."""
+        if self.file is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self.renew_at = 0.0
 
     def close(self) -> None:
         """Stop watching; an empty file is removed."""
         if self.file is not None:
-            faulthandler.cancel_dump_traceback_later()
+            self.rest()
             self.file.close()
             if self.path.stat().st_size == 0:
                 self.path.unlink()

@@ -6,7 +6,7 @@ with a reason; nothing is dropped. Rows are padded with zeros to the longest of 
 A Batch pickles as plain bytes: no shared memory, no file descriptors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from shards.audio import BadAudio
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.plan import Slot
-from shards.targets import ABSENT, NO_INPUT, PRESENT, VIEW_POLICY, Output, TargetStore
+from shards.slots import Slot
+from shards.targets import ABSENT, NO_INPUT, PRESENT, VIEW_POLICY, Output, TargetSource, TargetStore
 from shards.views import ViewPolicy, apply, params, view_samples
 
 
@@ -36,7 +36,7 @@ class Needs:
     waveform: bool = False
     text: bool = False
     features: Mapping[str, TargetStore] = field(default_factory=dict)
-    targets: Mapping[str, TargetStore] = field(default_factory=dict)
+    targets: Mapping[str, TargetSource] = field(default_factory=dict)
 
 
 @dataclass
@@ -198,7 +198,7 @@ def _waveforms(
     return out
 
 
-def _pad(rows: list[np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _pad(rows: Sequence[np.ndarray] | np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Ragged rows (T_i, *shape) as float32 (B, max T, *shape) with zeros, and int64 (B,) counts."""
     counts = np.array([len(row) for row in rows], np.int64)
     out = np.zeros((len(rows), int(counts.max(initial=0)), *shape), np.float32)

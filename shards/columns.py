@@ -70,7 +70,8 @@ def build(store: Store, meta: Mapping) -> bytes:
     for name in VOCABULARIES:
         values = table[name]
         if name in _OWN:
-            values = pc.binary_join_element_wise(table["corpus"], values.cast(pa.string()), "/")
+            parts = [table["corpus"], values.cast(pa.string()), pa.scalar("/")]
+            values = pc.call_function("binary_join_element_wise", parts)
         columns[name], words = _encode(values)
         about[f"vocabulary:{name}"] = json.dumps(words, ensure_ascii=False)
     schema = pa.schema([pa.field(n, t, nullable=False) for n, t in NUMBERS.items()], metadata=about)
@@ -83,8 +84,9 @@ def build(store: Store, meta: Mapping) -> bytes:
 
 def _encode(values: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """Codes int32 into the sorted distinct values; -1 for null."""
-    words = sorted(word for word in pc.unique(values).to_pylist() if word is not None)
-    codes = pc.index_in(values, value_set=pa.array(words, pa.string()))
+    words = sorted(word for word in values.unique().to_pylist() if word is not None)
+    options = pc.SetLookupOptions(value_set=pa.array(words, pa.string()))
+    codes = pc.call_function("index_in", [values], options)
     return codes.fill_null(-1).to_numpy().astype(np.int32), words
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import UserError
@@ -158,7 +157,7 @@ def summarise(table: pa.Table) -> dict[str, dict[str, int]]:
     def counts(column: pa.ChunkedArray) -> dict[str, int]:
         found = {
             str(item["values"]): item["counts"]
-            for item in pc.value_counts(column).to_pylist()
+            for item in column.value_counts().to_pylist()
             if item["values"]
         }
         return dict(sorted(found.items()))

@@ -16,9 +16,10 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from multiprocessing import connection
+from multiprocessing.context import BaseContext
 from multiprocessing.util import get_temp_dir
 
 import torch
@@ -28,7 +29,8 @@ from shards.batch import Batch, Needs, check_views, load_slot
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.parcel import Boxes, Parcel
-from shards.plan import Plan, Slot, slots_of
+from shards.plan import Plan
+from shards.slots import Slot, slots_of
 from shards.views import ViewPolicy
 
 __all__ = ["Batch", "Loader", "Needs", "check_views", "iterate", "load_slot", "worker_context"]
@@ -101,7 +103,7 @@ def iterate(
     workers: int = 0,
     prefetch: int = 2,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of any slots, in order; `slots` may be a generator and is read `workers * prefetch` ahead.
 
     Close the iterator (or exhaust it) to end its workers at once.
@@ -119,7 +121,7 @@ def iterate(
                 batch_size=None,
                 sampler=slots,
                 num_workers=workers,
-                collate_fn=_as_is,
+                collate_fn=_as_is,  # pyright: ignore[reportArgumentType]  # the stub knows batch_size only
                 multiprocessing_context=worker_context() if workers else None,
                 prefetch_factor=prefetch if workers else None,
                 worker_init_fn=partial(_end_with_parent, _own_folder()) if workers else None,
@@ -159,7 +161,7 @@ def _as_is(item: Batch | Parcel) -> Batch | Parcel:
     return item
 
 
-def worker_context() -> multiprocessing.context.BaseContext:
+def worker_context() -> BaseContext:
     """How workers are started: the forkserver, with what they need imported beforehand (if it does not run yet)."""
     context = multiprocessing.get_context("forkserver")
     # torch by itself too: the server skips what it cannot import, and may not have this process's sys.path.

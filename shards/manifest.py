@@ -6,7 +6,7 @@ shards are never used twice; everything that a killed run left behind is removed
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from shards.errors import UserError
@@ -146,10 +146,23 @@ def sweep(store: Store, meta: Mapping) -> None:
             if name not in named:
                 store.delete(name)
     store.clean("")
-    removed = {f"{shard['number']:06d}.arrow" for shard in meta["removed"]}
-    if removed:
-        for name in store.list("targets"):
-            if name.rsplit("/", 1)[-1] in removed:
-                store.delete(name)
+    if meta["removed"]:
+        removed = {shard["number"] for shard in meta["removed"]}
+        drop_targets(store, lambda number: number in removed)
         for shard in meta["removed"]:
             store.forget(shard_name(shard["number"]), shard["sha256"])
+
+
+def drop_targets(store: Store, which: Callable[[int], bool]) -> None:
+    """Removes the targets of shards by their number, here and in this machine's cache, and what killed writers left."""
+    for name in store.list("targets"):
+        stem, dot, kind = name.rsplit("/", 1)[-1].partition(".")
+        if dot and kind == "arrow" and stem.isdecimal() and which(int(stem)):
+            store.forget(name)
+            store.delete(name)
+    store.clean("targets", deep=True)
+
+
+def drop_unborn_targets(store: Store, meta: Mapping) -> None:
+    """Removes targets of numbers that no shard has had yet: a killed erasure left them, and the number is about to be used."""
+    drop_targets(store, lambda number: number >= meta["next_shard"])

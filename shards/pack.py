@@ -13,9 +13,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import webdataset
+from webdataset.writer import TarWriter
 
 from shards import manifest
 from shards.audio import MAX_SECONDS, BadAudio, encode_flac, load
@@ -72,8 +72,8 @@ class ShardFile:
     def __init__(self, file):
         self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
         self._position = 0
-        self._tar = webdataset.TarWriter(
-            self, user="ser", group="ser", mode=0o444, mtime=0, compress=False, encoder=False
+        self._tar = TarWriter(
+            cast(BinaryIO, self), user="ser", group="ser", mode=0o444, mtime=0, compress=False, encoder=False
         )
 
     def write(self, data: bytes) -> int:
@@ -190,6 +190,8 @@ def pack(
             manifest.sweep(store, old)
             return Dataset.open(out)
     specs = divide(sources, shard_seconds, old["next_shard"] if old else 0, max_seconds)
+    if old:
+        manifest.drop_unborn_targets(store, old)
     for folder in ("", "shards", "index"):
         store.clean(folder)
     made = _make(store, specs, len(sources), run, progress, max_quarantined)

@@ -75,7 +75,7 @@ class Boxes:
         for buffer in buffers:
             done = 0
             while done < len(buffer):
-                got = os.preadv(self.files[parcel.worker], [buffer[done:]], offset + done)
+                got = os.preadv(self.files[parcel.worker], [buffer[done:].data], offset + done)
                 assert got > 0, "a box is shorter than its parcel says"
                 done += got
             offset += len(buffer)

@@ -161,7 +161,7 @@ def _header_seconds(audio: str) -> float:
             import fsspec  # only remote corpora need it
 
             with fsspec.open(audio, "rb") as file:
-                info = soundfile.info(file)
+                info = soundfile.info(file)  # pyright: ignore[reportArgumentType]  # stub of fsspec: a list
         else:
             info = soundfile.info(audio)
         return info.frames / info.samplerate

@@ -74,7 +74,7 @@ class Store:
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system, opened anew in each process: async drivers do not survive a fork."""
-        if self._pid != os.getpid():
+        if self._fs is None or self._pid != os.getpid():
             self._fs, self._pid = self._open()[0], os.getpid()
         return self._fs
 
@@ -85,7 +85,7 @@ class Store:
         if self.is_local:
             with open(self.path(name), "rb") as file:
                 return file.read()
-        return self.fs.cat_file(self.path(name))
+        return self.fs.cat_file(self.path(name))  # pyright: ignore[reportReturnType]  # its stub allows text
 
     def read_range(self, name: str, offset: int, size: int, version: str | None = None) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends before that."""
@@ -211,10 +211,7 @@ class Store:
             os.stat(path)
             return path
         info = self.fs.info(self.path(name))
-        token = "|".join(
-            str(info.get(k)) for k in ("size", "ETag", "etag", "mtime", "LastModified", "generation")
-        )
-        entry = self._cache_name(name, token)
+        entry = self._cache_name(name, _state(info))
         return self.cache.get(entry) or self.cache.fill(
             entry, info["size"], lambda path: self.fs.get_file(self.path(name), path)
         )
@@ -307,18 +304,31 @@ class Store:
         except FileNotFoundError:
             pass
 
-    def forget(self, name: str, version: str) -> None:
-        """Drops what this machine's cache holds of one version of a file."""
+    def forget(self, name: str, version: str | None = None) -> None:
+        """Drops what this machine's cache holds of one version of a file; by default what `local` keeps of it now."""
         if not self.is_local:
+            try:
+                version = _state(self.fs.info(self.path(name))) if version is None else version
+            except FileNotFoundError:
+                return
             self.cache.drop(self._cache_name(name, version))
 
-    def clean(self, prefix: str) -> None:
-        """Removes what killed writers left directly in folder `prefix`; writers that live are left alone."""
-        if self.is_local and os.path.isdir(self.path(prefix)):
-            with os.scandir(self.path(prefix)) as entries:
-                for entry in entries:
-                    try:
-                        if entry.name.startswith(TEMPORARY) and abandoned(entry.name, entry.stat().st_mtime):
-                            os.unlink(entry.path)
-                    except FileNotFoundError:  # its writer has just finished
-                        pass
+    def clean(self, prefix: str, deep: bool = False) -> None:
+        """Removes what killed writers left in folder `prefix`, with `deep` below it too; live writers are left alone."""
+        if not self.is_local:
+            return
+        for at, _, files in os.walk(self.path(prefix)):
+            for name in files:
+                path = os.path.join(at, name)
+                try:
+                    if name.startswith(TEMPORARY) and abandoned(name, os.stat(path).st_mtime):
+                        os.unlink(path)
+                except FileNotFoundError:  # its writer has just finished
+                    pass
+            if not deep:
+                return
+
+
+def _state(info: dict) -> str:
+    """What tells one content of a remote file from the next."""
+    return "|".join(str(info.get(k)) for k in ("size", "ETag", "etag", "mtime", "LastModified", "generation"))

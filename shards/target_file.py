@@ -58,7 +58,7 @@ def encode(
     states = np.ascontiguousarray(states, np.uint8)
     arrays, crc = (
         [pa.Array.from_buffers(pa.uint8(), len(states), [None, pa.py_buffer(states)])],
-        zlib.crc32(states),
+        zlib.crc32(states.data),
     )
     for output in outputs:
         rows = columns[output.name]
@@ -76,14 +76,14 @@ def encode(
                     children=[_numbers(output, values)],
                 )
             )
-            crc = zlib.crc32(np.ascontiguousarray(values), zlib.crc32(offsets, crc))
+            crc = zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(offsets.data, crc))
         else:
             values = np.zeros((len(rows), *output.shape), output.numpy)
             for i, row in enumerate(rows):
                 if row is not None:
                     values[i] = row
             arrays.append(_numbers(output, values))
-            crc = zlib.crc32(values, crc)
+            crc = zlib.crc32(values.data, crc)
     schema = schema_of(outputs).with_metadata({**about, "crc32": f"{crc:08x}"})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -169,26 +169,35 @@ class MappedFile:
 
     def check_sum(self) -> bool:
         """Whether the numbers are those that were written (reads the whole file)."""
-        crc = zlib.crc32(self.states)
+        crc = zlib.crc32(self.states.data)
         for output in self.outputs:
             if output.ragged:
                 offsets, values = self.ragged[output.name]
-                crc = zlib.crc32(values, zlib.crc32(offsets, crc))
+                crc = zlib.crc32(values.data, zlib.crc32(offsets.data, crc))
             else:
-                crc = zlib.crc32(self.dense[output.name], crc)
+                crc = zlib.crc32(self.dense[output.name].data, crc)
         return f"{crc:08x}" == self.crc32
 
 
 def _view(buffer: pa.Buffer | None, dtype: np.dtype | type, count: int) -> np.ndarray:
     """`count` numbers of a buffer as a view; ValueError where the buffer is too short."""
-    return np.frombuffer(buffer, dtype, count=count) if count else np.zeros(0, dtype)
+    if not count:
+        return np.zeros(0, dtype)
+    if buffer is None:
+        raise ValueError("numbers are missing")
+    return np.frombuffer(buffer, dtype, count=count)
 
 
-def open_file(store: Store, name: str, spec: TargetSpec, folder: str) -> MappedFile | None:
-    """A side-shard, None where there is none. UserError where it is damaged or in another's place."""
+def open_file(
+    store: Store, name: str, spec: TargetSpec, folder: str, cached: bool = True
+) -> MappedFile | None:
+    """A side-shard, None where there is none. UserError where it is damaged or in another's place.
+
+    `cached=False` leaves no copy of a remote file on this machine.
+    """
     where = store.path(name)
     try:
-        path = store.local(name)
+        path = store.local(name) if cached or store.is_local else None
         found = MappedFile(store.read(name) if path is None else path, spec.outputs, where)
     except FileNotFoundError:
         # Not there, or a cached copy that another process dropped between its look-up and our opening it.

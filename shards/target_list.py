@@ -4,7 +4,7 @@ Guarantees: nothing here trusts a file's name alone: a file counts only where it
 Gives up: everything is found by listing the folder, which for 10^5 files of an object store takes a minute.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -53,7 +53,7 @@ def list_targets(dataset: Dataset) -> list[TargetsInfo]:
             info, file = shas.get(path.stem), None
             if spec is not None and info is not None:
                 file = open_file(store, name, spec, path.parent.name)
-            if file is None or file.shard_sha256 != info.sha256:
+            if info is None or file is None or file.shard_sha256 != info.sha256:
                 orphans.append(name)
                 continue
             usable = (file.states == PRESENT) & dataset.alive[info.rows]
@@ -94,7 +94,23 @@ def verify_targets(store: Store, teacher: str, fingerprint: str) -> list[str]:
     return problems
 
 
-def carry(store: Store, old: tuple[str, str], new: tuple[str, str], keep: np.ndarray) -> list[str]:
+def files_by_shard(store: Store) -> dict[str, list[str]]:
+    """The files of targets of each shard, by the stem of the shard's file ("000003")."""
+    found: dict[str, list[str]] = {}
+    for name in store.list("targets"):
+        path = PurePosixPath(name)
+        if len(path.parts) == 5 and path.suffix == ".arrow":
+            found.setdefault(path.stem, []).append(name)
+    return found
+
+
+def carry(
+    store: Store,
+    old: tuple[str, str],
+    new: tuple[str, str],
+    keep: np.ndarray,
+    names: Iterable[str] | None = None,
+) -> list[str]:
     """Copies the targets of a shard to the shard that replaces it with fewer rows (erasure of withdrawn rows).
 
     Args:
@@ -102,21 +118,30 @@ def carry(store: Store, old: tuple[str, str], new: tuple[str, str], keep: np.nda
         old, new: (stem of the shard's file, its sha256), as in ("000003", "9f..."). The old files stay: delete them
             when the rest is committed. Targets of other audio than old's are not copied.
         keep: bool (rows of the old shard,); the kept rows keep their order and their audio.
+        names: The old shard's files (`files_by_shard`); default: the folder is listed.
 
     Returns:
         Names of the files written.
+
+    Raises:
+        UserError: A file is damaged; copying would seal the damage.
     """
     written, rows = [], np.flatnonzero(keep)
-    for name in store.list("targets"):
+    for name in files_by_shard(store).get(old[0], ()) if names is None else names:
         path = PurePosixPath(name)
-        described = store.exists(str(path.parent.parent / "targets.json"))
-        if path.name != f"{old[0]}.arrow" or len(path.parts) != 5 or not described:
+        if not store.exists(str(path.parent.parent / "targets.json")):
             continue
         spec = read_spec(store, path.parts[1], path.parts[2])
-        file = open_file(store, name, spec, path.parent.name)
+        file = open_file(store, name, spec, path.parent.name, cached=False)
         if file is None or file.shard_sha256 != old[1] or len(file.states) != len(keep):
             continue
-        columns = {o.name: [file.row(o, i) for i in rows] for o in spec.outputs}
+        if not file.check_sum():
+            raise UserError(
+                "the numbers of this file have changed since they were written; erasing would seal the damage",
+                where=store.path(name),
+                hint=DELETE,
+            )
+        columns = {o.name: [file.row(o, int(i)) for i in rows] for o in spec.outputs}
         about = {"view": file.view, "shard_sha256": new[1], "fingerprint": file.fingerprint}
         written.append(str(path.with_name(f"{new[0]}.arrow")))
         store.put(written[-1], encode(spec.outputs, file.states[rows], columns, about))

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,7 +39,8 @@ from shards.target_file import (
 from shards.target_spec import VIEW_POLICY, Output, TargetSpec
 
 __all__ = [
-    "ABSENT", "NO_INPUT", "PRESENT", "QUARANTINED", "VIEW_POLICY", "Output", "TargetSpec", "TargetStore", "Unit",
+    "ABSENT", "NO_INPUT", "PRESENT", "QUARANTINED", "VIEW_POLICY", "Output", "TargetSource", "TargetSpec",
+    "TargetStore", "Unit",
 ]  # fmt: skip
 
 OPEN_FILES = 256
@@ -52,6 +53,17 @@ class Unit:
     shard: int
     view: int
     rows: np.ndarray
+
+
+class TargetSource(Protocol):
+    """What the loader and objectives ask of targets: the reading half of `TargetStore`, which others may put in its place."""
+
+    @property
+    def spec(self) -> TargetSpec: ...
+
+    def state(self, rows: np.ndarray, views: Any = 0) -> np.ndarray: ...
+
+    def read(self, rows: np.ndarray, views: Any = 0) -> dict[str, Any]: ...
 
 
 class TargetStore:

@@ -5,8 +5,8 @@ protocol's work (`ser.protocol`), so that no choice of classes ever re-packs aud
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Mapping, Sequence
 
 from shards.errors import UserError
 

@@ -1,15 +1,19 @@
 """Taking a speaker out of a dataset: at once by a tombstone, for good by erasing.
 
 Guarantees: a tombstone replaces `dataset.json` alone and keeps every row's number; `erase` writes what remains of the touched
-shards under new numbers, commits, then deletes the old shards, their index and every target made from them; killed
-anywhere, the same command finishes the work, and audio of a withdrawn speaker is never committed again.
-Gives up: copies elsewhere (backups, other machines' caches, trained models) are out of reach.
+shards, of their index and of the targets and features made from them under new numbers, commits, then deletes the old; the
+utterances that stay keep every target bit by bit; killed anywhere, the same command finishes the work and finds finished
+shards (targets are copied anew, they may have grown); audio of a withdrawn speaker is never committed again.
+Gives up: copies elsewhere (backups, other machines' caches, trained models) are out of reach. Targets that another process
+writes while shards are being erased may have to be computed again.
 """
 
 import difflib
 import hashlib
-from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from shards import manifest
 from shards.dataset import Dataset
@@ -28,6 +32,7 @@ from shards.index import (
 )
 from shards.pack import Run, ShardFile, finished, serial, standing
 from shards.store import Store
+from shards.target_list import carry, files_by_shard
 
 
 def withdraw(url: str, speaker: str) -> Dataset:
@@ -57,6 +62,16 @@ def withdraw(url: str, speaker: str) -> Dataset:
     return Dataset(store)
 
 
+@dataclass(frozen=True)
+class Rewrite:
+    """A shard to be written again: its report, the speakers to leave out, the new number, its files of targets."""
+
+    old: ShardReport
+    speakers: tuple[str, ...]
+    number: int
+    targets: tuple[str, ...] = ()
+
+
 def erase(url: str, run: Run = serial) -> Dataset:
     """Removes the audio, rows and targets of all withdrawn speakers from the dataset's files.
 
@@ -64,7 +79,7 @@ def erase(url: str, run: Run = serial) -> Dataset:
         run: Maps a function over the shards, in any order (see `shards.pack.pack`).
 
     Raises:
-        UserError: There is no dataset, or an index file is damaged.
+        UserError: There is no dataset, or a file that must be rewritten is damaged.
     """
     store = Store(url)
     meta = manifest.require(store)
@@ -78,9 +93,15 @@ def erase(url: str, run: Run = serial) -> Dataset:
         else:
             kept.append(report)
     if touched:
-        tasks = [(report, dead, meta["next_shard"] + i) for i, (report, dead) in enumerate(touched)]
         for folder in ("", "shards", "index"):
             store.clean(folder)
+        # What an earlier, killed erasure copied may hold speakers that were withdrawn since, under other numbers.
+        manifest.drop_unborn_targets(store, meta)
+        said = files_by_shard(store)
+        tasks = [
+            Rewrite(report, tuple(dead), meta["next_shard"] + i, tuple(said.get(f"{report.number:06d}", ())))
+            for i, (report, dead) in enumerate(touched)
+        ]
         made = sorted(run(partial(rewrite, store), tasks), key=lambda report: report.number)
         removed = [
             {"number": report.number, "sha256": report.sha256, "generation": meta["generation"] + 1}
@@ -95,17 +116,24 @@ def erase(url: str, run: Run = serial) -> Dataset:
     return Dataset(store)
 
 
-def rewrite(store: Store, task: tuple[ShardReport, Iterable[str], int]) -> ShardReport:
-    """Writes what a shard holds of other speakers as a shard of another number, audio bytes unchanged.
-
-    Args:
-        task: The old shard's report, the speakers to leave out, and the new number.
+def rewrite(store: Store, task: Rewrite) -> ShardReport:
+    """Writes what a shard and its targets hold of other speakers under another number, audio and numbers unchanged.
 
     Raises:
-        UserError: The old shard is missing or damaged, or the disk is full.
+        UserError: The old shard or a file of its targets is missing or damaged, or the disk is full.
     """
-    old, speakers, number = task
-    speakers = set(speakers)
+    held = read_index(store, task.old.number).to_pylist()
+    keep = np.array([row["speaker"] not in task.speakers for row in held], dtype=bool)
+    report = _rewrite_shard(store, task, [row for row, kept in zip(held, keep) if kept])
+    if report.rows:
+        old, new = ((f"{made.number:06d}", made.sha256) for made in (task.old, report))
+        carry(store, old, new, keep, task.targets)
+    return report
+
+
+def _rewrite_shard(store: Store, task: Rewrite, table: list[dict]) -> ShardReport:
+    """The part of `rewrite` that is audio and index: `table` holds the rows that stay."""
+    old, speakers, number = task.old, set(task.speakers), task.number
     spec = hashlib.sha256(
         canonical([FORMAT, "erase", old.sha256, old.index_sha256, sorted(speakers)])
     ).hexdigest()
@@ -113,7 +141,6 @@ def rewrite(store: Store, task: tuple[ShardReport, Iterable[str], int]) -> Shard
     if done:
         return done
     store.delete(index_name(number))
-    table = [row for row in read_index(store, old.number).to_pylist() if row["speaker"] not in speakers]
     ranges = [(row["offset"], row["size"]) for row in table]
     rows = []
     try:

@@ -19,7 +19,9 @@ def corpora_root() -> Path | None:
 
 def pytest_report_header(config) -> str:
     root = corpora_root()
-    return f"real corpora: {root}" if root else "real corpora: none (set SER_CORPORA; their tests are skipped)"
+    return (
+        f"real corpora: {root}" if root else "real corpora: none (set SER_CORPORA; their tests are skipped)"
+    )
 
 
 @pytest.fixture(scope="session")

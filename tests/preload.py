@@ -12,6 +12,6 @@ from ser.distributed import prepare_environment
 
 prepare_environment()
 
-import deepspeed
+import deepspeed  # noqa: E402
 
 __all__ = ["BertModel", "HubertModel", "deepspeed", "ser", "torch"]

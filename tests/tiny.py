@@ -4,6 +4,7 @@ Eight speakers in four sessions, four classes; pitch follows arousal and a word 
 second's training have something to learn. Nothing here is speech.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,17 @@ def write_recipe(folder: Path, values: dict[str, Any]) -> Path:
 def training(steps: int = 6, **changes: Any) -> dict[str, Any]:
     """Training keys small enough for a second."""
     return {"steps": steps, "slot_seconds": 6.0, "slots": 1, "tensorboard": False, "log_every": 1} | changes
+
+
+def write_corpus(folder: Path, **options: Any) -> None:
+    """A corpus folder that the `manifest` reader reads: the same utterances and a manifest.jsonl."""
+    lines = []
+    for u in utterances(folder / "wav", **options):
+        row = {
+            name: getattr(u, name)
+            for name in u.__dataclass_fields__
+            if getattr(u, name) not in (None, {}, ())
+        }
+        row |= {"votes": [v.label for v in u.votes], "audio": str(Path(u.audio).relative_to(folder))}
+        lines.append(json.dumps(row))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")

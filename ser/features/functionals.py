@@ -94,10 +94,10 @@ def _mel() -> Any:
 
 
 @cache
-def _cosines() -> np.ndarray:
-    """(BANDS, COEFFICIENTS) orthonormal DCT-II."""
-    band, order = np.arange(BANDS)[:, None], np.arange(COEFFICIENTS)[None, :]
-    table = np.cos(np.pi * order * (2 * band + 1) / (2 * BANDS)) * np.sqrt(2 / BANDS)
+def cosines(bands: int, coefficients: int) -> np.ndarray:
+    """(bands, coefficients) orthonormal DCT-II: log-mel bands @ it are cepstral coefficients."""
+    band, order = np.arange(bands)[:, None], np.arange(coefficients)[None, :]
+    table = np.cos(np.pi * order * (2 * band + 1) / (2 * bands)) * np.sqrt(2 / bands)
     table[:, 0] /= np.sqrt(2)
     return table
 
@@ -109,7 +109,7 @@ def _mfcc(samples: Tensor) -> np.ndarray:
     with torch.no_grad():
         mel = _mel()(samples[None], count)[0][0].double().numpy()
         lld = prosody.extract(samples[None], count)[0][0].double().numpy()
-    coefficients = mel @ _cosines()
+    coefficients = mel @ cosines(BANDS, COEFFICIENTS)
     slopes = (coefficients[2:] - coefficients[:-2]) / 2
     pitch = lld[:, F0_COLUMN]
     voiced = pitch > 0

@@ -33,12 +33,17 @@ class LogMel(nn.Module):
     Args:
         bands: Number of bands.
         low, high: Outer edges in Hz.
+        floor: Power below which a band counts as silent; raise it where digital silence would stand out from the
+            quiet of a room (synthetic speech), lower it for recordings at a very low level.
 
     Raises:
         UserError: bands that the FFT cannot fill or edges outside 0 to 8000 Hz.
     """
 
-    def __init__(self, bands: int = 64, low: float = 20.0, high: float = 8_000.0):
+    bank: Tensor
+    window: Tensor
+
+    def __init__(self, bands: int = 64, low: float = 20.0, high: float = 8_000.0, floor: float = FLOOR):
         super().__init__()
         if not 0.0 <= low < high <= SAMPLE_RATE / 2:
             raise UserError(f"mel edges {low} to {high} Hz do not lie inside 0 to 8000 Hz", where="mel")
@@ -49,7 +54,7 @@ class LogMel(nn.Module):
                 where="mel",
                 hint="use 8 to 80 bands",
             )
-        self.bands = bands
+        self.bands, self.floor = bands, floor
         self.register_buffer("bank", bank, persistent=False)
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
 
@@ -61,7 +66,7 @@ class LogMel(nn.Module):
             lengths: (B,) true samples; what lies beyond is ignored.
 
         Returns:
-            Frames (B, F, bands) float32, log(1e-10) beyond each utterance's end; frame counts (B,) int64.
+            Frames (B, F, bands) float32, log(floor) beyond each utterance's end; frame counts (B,) int64.
         """
         lengths = lengths.to(device=waveform.device, dtype=torch.int64).clamp(max=waveform.shape[1])
         counts = torch.where(lengths > 0, 1 + (lengths - WINDOW).clamp(min=0) // HOP, 0)
@@ -80,7 +85,7 @@ class LogMel(nn.Module):
             return_complex=True,
         )
         power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
-        logarithm = torch.log((power @ self.bank).clamp(min=FLOOR))
+        logarithm = torch.log((power @ self.bank).clamp(min=self.floor))
         width = int(counts.max()) if len(counts) else 0
         true = torch.arange(logarithm.shape[1], device=waveform.device)[None] < counts[:, None]
-        return logarithm.masked_fill(~true[..., None], math.log(FLOOR))[:, :width], counts
+        return logarithm.masked_fill(~true[..., None], math.log(self.floor))[:, :width], counts

@@ -129,9 +129,16 @@ class FrameConfig(HeadConfig):
         mixer: "gru" (causal), "bigru" or "transformer" after the blocks; `mixer_layers` of them, `heads` heads.
         skip: The features bypass the front convolutions and are concatenated to their output (TC-GRU, Mitra et al.
             2022, figure 1); needs strides of 1.
-        pooling: Also "last", the last true frame.
+        activation: Of the convolutions and blocks.
+        front_norm: Normalise each frame after each front convolution.
+        pooling: Also "mean_max", mean and maximum side by side, and "last", the last true frame.
+        statistics: The utterance's own mean and deviation of every (fitted) feature join the pooled vector; with
+            `normalise: level` the network would not know them otherwise.
         normalise: "fitted" uses mean and deviation of the training data (`fit_normalisation`), "utterance" those of
-            the utterance, "none" neither.
+            the utterance, "none" neither; "level" removes, after "fitted", the utterance's own mean of each feature
+            and divides all of them by one deviation, so that voice and microphone cancel and spectra keep their shape.
+        functionals: Statistics of the frames over the utterance join the pooled vector (`ser.models.statistics`):
+            for corpora too small to learn them.
     """
 
     width: Positive = 64
@@ -142,8 +149,12 @@ class FrameConfig(HeadConfig):
     mixer_layers: Positive = 1
     heads: Positive = 4
     skip: bool = False
-    pooling: Literal["mean", "attentive", "last"] = "attentive"
-    normalise: Literal["fitted", "utterance", "none"] = "fitted"
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    front_norm: bool = False
+    pooling: Literal["mean", "attentive", "mean_max", "last"] = "attentive"
+    statistics: bool = False
+    normalise: Literal["fitted", "utterance", "level", "none"] = "fitted"
+    functionals: bool = False
     embedding: Positive | None = 128
 
     @model_validator(mode="after")
@@ -186,17 +197,25 @@ class ConvConfig(FrameConfig):
     """The small student over log-mel frames, 20 k to 3 M parameters.
 
     Attributes:
-        bands: Mel bands.
+        bands, low, high, floor: Of the log-mel (`ser.features.mel.LogMel`); stored features must be of the same.
         features: "stored" asks the loader for the dataset's log-mel, "online" computes it from the waveform.
     """
 
     kind: Literal["conv"] = "conv"
     bands: Positive = 64
+    low: float = Field(20.0, ge=0)
+    high: float = Field(8000.0, gt=0, le=8000)
+    floor: float = Field(1e-10, gt=0)
     features: Literal["stored", "online"] = "online"
 
     @property
     def inputs_size(self) -> int:
         return self.bands
+
+    @property
+    def mel(self) -> dict[str, Any]:
+        """Options of the log-mel that this model hears."""
+        return {"bands": self.bands, "low": self.low, "high": self.high, "floor": self.floor}
 
 
 class FusedConfig(HeadConfig):

@@ -27,10 +27,11 @@ class TimeConv(nn.Module):
 
 
 class Block(nn.Module):
-    """x + pointwise(relu(conv(norm(x)))), the norm inside each frame."""
+    """x + pointwise(activation(conv(norm(x)))), the norm inside each frame."""
 
-    def __init__(self, width: int, dropout: float):
+    def __init__(self, width: int, dropout: float, activation: str):
         super().__init__()
+        self.activation = getattr(F, activation)
         self.norm = nn.LayerNorm(width)
         self.conv = TimeConv(width, width, 3)
         self.out = nn.Linear(width, width)
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         # Frames are finite in here, so a product (cheaper than `masked`) clears the padding.
-        return x + self.dropout(self.out(F.relu(self.conv(self.norm(x) * mask.unsqueeze(-1)))))
+        return x + self.dropout(self.out(self.activation(self.conv(self.norm(x) * mask.unsqueeze(-1)))))
 
 
 class Attention(nn.Module):
@@ -91,7 +92,7 @@ class Recurrent(nn.Module):
 
 
 class Normalise(nn.Module):
-    """Frame features to zero mean and unit deviation: fitted on training data, per utterance, or not at all."""
+    """Frame features to comparable size; see `FrameConfig.normalise`. (B, T, F) and mask (B, T) -> (B, T, F)."""
 
     mean: Tensor
     deviation: Tensor
@@ -99,7 +100,7 @@ class Normalise(nn.Module):
     def __init__(self, channels: int, mode: str):
         super().__init__()
         self.mode = mode
-        if mode == "fitted":
+        if mode in ("fitted", "level"):
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("deviation", torch.ones(channels))
 
@@ -110,14 +111,26 @@ class Normalise(nn.Module):
             deviation = torch.as_tensor(deviation)
             self.deviation.copy_(torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation)))
 
+    def fitted(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The training data's mean and deviation taken out, where this mode has them."""
+        return masked((x - self.mean) / self.deviation if self.mode in ("fitted", "level") else x, mask)
+
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        if self.mode == "fitted":
-            x = (x - self.mean) / self.deviation
-        elif self.mode == "utterance":
-            count = mask.sum(1).clamp_min(1)[:, None, None]
-            x = x - masked(x, mask).sum(1, keepdim=True) / count
-            x = x / (masked(x, mask).square().sum(1, keepdim=True) / count + 1e-5).sqrt()
-        return masked(x, mask)
+        x = self.fitted(x, mask)
+        if self.mode in ("utterance", "level"):
+            mean, deviation = statistics(x, mask)
+            if self.mode == "level":
+                deviation = deviation.mean(1, keepdim=True)
+            x = masked((x - mean.unsqueeze(1)) / deviation.unsqueeze(1), mask)
+        return x
+
+
+def statistics(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, F) of each feature over an utterance's true frames (B, T, F)."""
+    count = mask.sum(1, keepdim=True).clamp_min(1)
+    mean = masked(x, mask).sum(1) / count
+    square = masked(x - mean.unsqueeze(1), mask).square().sum(1) / count
+    return mean, (square + 1e-5).sqrt()
 
 
 class FrameNetwork(nn.Module):
@@ -127,14 +140,19 @@ class FrameNetwork(nn.Module):
         super().__init__()
         width = config.width
         self.skip, self.strides = config.skip, config.strides
+        self.activation = getattr(F, config.activation)
         self.normalise = Normalise(config.inputs_size, config.normalise)
         kernels = [config.kernel] + [3] * (len(config.strides) - 1)
         sizes = [config.inputs_size] + [width] * (len(config.strides) - 1)
         self.front = nn.ModuleList(
             TimeConv(i, width, k, s) for i, k, s in zip(sizes, kernels, config.strides)
         )
-        self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.blocks))
-        self.norm = nn.LayerNorm(width)
+        self.front_norms = nn.ModuleList(
+            nn.LayerNorm(width) if config.front_norm else nn.Identity() for _ in config.strides
+        )
+        self.blocks = nn.ModuleList(Block(width, config.dropout, config.activation) for _ in range(config.blocks))
+        # The residual sum grows with its blocks and is normalised behind them; without blocks there is none.
+        self.norm = nn.LayerNorm(width) if config.blocks else nn.Identity()
         size = config.channels
         self.mixer = nn.ModuleList()
         for _ in range(config.mixer_layers if config.mixer != "none" else 0):
@@ -145,18 +163,21 @@ class FrameNetwork(nn.Module):
                 self.mixer.append(layer)
                 size = layer.size
         pool = POOLING[config.pooling](size)
-        self.pool, self.size = pool, pool.size
+        self.pool, self.statistics = pool, config.statistics
+        self.size = pool.size + (2 * config.inputs_size if config.statistics else 0)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         if x.shape[1] == 0:
             x = x.new_zeros(x.shape[0], 1, x.shape[2])
         mask = frame_mask(lengths, x.shape[1])
         # Features far from zero lose their detail in half precision: cast once they are centred.
-        dtype = self.norm.weight.dtype
-        x = self.normalise(x.to(torch.promote_types(dtype, torch.float32)), mask).to(dtype)
+        dtype = self.front[0].conv.weight.dtype
+        wide = x.to(torch.promote_types(dtype, torch.float32))
+        about = statistics(self.normalise.fitted(wide, mask), mask) if self.statistics else ()
+        x = self.normalise(wide, mask).to(dtype)
         features = x
-        for conv, stride in zip(self.front, self.strides):
-            x = F.relu(conv(x))
+        for conv, norm, stride in zip(self.front, self.front_norms, self.strides):
+            x = self.activation(norm(conv(x)))
             lengths = (lengths + stride - 1) // stride
             mask = frame_mask(lengths, x.shape[1])
             x = x * mask.unsqueeze(-1)
@@ -167,4 +188,4 @@ class FrameNetwork(nn.Module):
             x = torch.cat([x, features], -1)
         for layer in self.mixer:
             x = layer(x, mask)
-        return self.pool(x, mask)
+        return torch.cat([self.pool(x, mask), *(part.to(dtype) for part in about)], -1)

@@ -42,6 +42,19 @@ class Mean(nn.Module):
         return masked_mean(x, mask)
 
 
+class MeanMax(nn.Module):
+    """Mean and maximum over true frames, side by side; a maximum keeps what is heard once, such as one word."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.size = 2 * channels
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        highest = x.masked_fill(~mask.unsqueeze(-1), torch.finfo(x.dtype).min).amax(1)
+        highest = torch.where(mask.any(1, keepdim=True), highest, 0.0)
+        return torch.cat([masked_mean(x, mask), highest], -1)
+
+
 class Last(nn.Module):
     """The last true frame."""
 
@@ -86,4 +99,4 @@ class AttentiveStatistics(nn.Module):
         return torch.cat([mean, variance.clamp_min(1e-7).sqrt()], -1).to(x.dtype)
 
 
-POOLING = {"mean": Mean, "attentive": AttentiveStatistics, "last": Last, "cls": First}
+POOLING = {"mean": Mean, "mean_max": MeanMax, "attentive": AttentiveStatistics, "last": Last, "cls": First}

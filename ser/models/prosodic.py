@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ser.features.prosody import NAMES, SPECTRAL
 from ser.models.base import Heads, Inputs, ModelOutput, SERModel
 from ser.models.config import FrameConfig, ProsodicConfig
 from ser.models.layers import FrameNetwork
+from ser.models.statistics import Functionals
 from shards.errors import UserError
 
 
@@ -15,7 +17,9 @@ class FrameModel(SERModel):
     def __init__(self, config: FrameConfig, classes: int, dimensions: bool):
         super().__init__(config, classes, dimensions)
         self.network = FrameNetwork(config)
-        self.heads = Heads(self.network.size, config, classes, dimensions)
+        self.functionals = self.make_functionals() if config.functionals else None
+        size = self.network.size + (self.functionals.size if self.functionals is not None else 0)
+        self.heads = Heads(size, config, classes, dimensions)
         self.embedding_size = self.heads.size
 
     def frames(self, batch: Inputs) -> tuple[Tensor, Tensor]:
@@ -30,16 +34,23 @@ class FrameModel(SERModel):
                 where=f"{self.config.kind} model",
                 hint="make the stored features' setting and the model's agree",
             )
-        return self.heads(self.network(frames, lengths), lengths > 0)
+        pooled = self.network(frames, lengths)
+        if self.functionals is not None:
+            pooled = torch.cat([pooled, self.functionals(frames, lengths).to(pooled.dtype)], -1)
+        return self.heads(pooled, lengths > 0)
+
+    def make_functionals(self) -> Functionals:
+        """Statistics of this model's frames over an utterance."""
+        return Functionals(self.config.inputs_size)
 
     def fit_normalisation(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set mean and standard deviation (F,) of the training frames; only for `normalise: fitted`.
+        """Set mean and standard deviation (F,) of the training frames; only for `normalise: fitted` and `level`.
 
         Raises:
             UserError: Where the model normalises otherwise, or the sizes differ.
         """
-        if self.config.normalise != "fitted":
-            raise UserError(f"the model has normalise: {self.config.normalise}", hint="set normalise: fitted")
+        if self.config.normalise not in ("fitted", "level"):
+            raise UserError(f"the model has normalise: {self.config.normalise}", hint="set normalise: fitted or level")
         mean, deviation = torch.as_tensor(mean), torch.as_tensor(deviation)
         if mean.shape != (self.config.inputs_size,) or deviation.shape != mean.shape:
             raise UserError(
@@ -61,3 +72,8 @@ class Prosodic(FrameModel):
 
     def frame_sizes(self) -> dict[str, int]:
         return {"prosody": self.config.descriptors}
+
+    def make_functionals(self) -> Functionals:
+        if self.config.descriptors != len(NAMES):
+            return super().make_functionals()
+        return Functionals(len(NAMES), voiced=(NAMES.index("F0semitoneFrom27.5Hz"), SPECTRAL))

@@ -8,6 +8,9 @@ from ser.models.base import Inputs
 from ser.models.config import ConvConfig, EncoderConfig
 from ser.models.pooling import frame_mask
 from ser.models.prosodic import FrameModel
+from ser.models.statistics import Functionals
+
+CEPSTRA = 20
 
 
 class Conv(FrameModel):
@@ -32,7 +35,7 @@ class Conv(FrameModel):
         if not self._front:
             from ser.features.mel import LogMel
 
-            self._front.append(LogMel(bands=self.config.bands))
+            self._front.append(LogMel(**self.config.mel))
         assert batch.waveform is not None
         wave = batch.waveform.float()
         wave = torch.where(frame_mask(batch.lengths, wave.shape[1]), wave, 0.0)
@@ -43,6 +46,9 @@ class Conv(FrameModel):
 
     def frame_sizes(self) -> dict[str, int]:
         return {"mel": self.config.bands}
+
+    def make_functionals(self) -> Functionals:
+        return Functionals(self.config.bands, cepstra=min(CEPSTRA, self.config.bands))
 
 
 class Encoder(Acoustic):

@@ -22,7 +22,7 @@ COLOURS = {"teacher": "#3366aa", "student": "#1b7837", "baseline": "#8a6d00", "c
 MARKS = {"teacher": "s", "student": "o", "baseline": "D", "control": "X"}
 CYCLE = ["#3366aa", "#1b7837", "#8a6d00", "#9b2d7f", "#c4491d", "#2b8a8a", "#555555", "#7a4fbf"]
 INK, GRID = "#1c1c1c", "#d9d9d9"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "axes.edgecolor": "#777777", "axes.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
     "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": GRID,

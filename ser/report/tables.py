@@ -62,9 +62,10 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
 def model_words(model: dict[str, Any]) -> str:
     """What a model is and learns from, in a few words."""
     inputs = {"waveform": "audio", "mel": "log-mel", "prosody": "prosody", "text": "text"}
-    parts = [" + ".join(inputs.get(i, i) for i in model["inputs"])]
-    if model["needs"] and not model["objective"]:
-        parts.append("product of " + " and ".join(model["needs"]))
+    parts = [" + ".join(str(inputs.get(i, i)) for i in model["inputs"])]
+    if model["kind"] == "fused" and model["needs"]:
+        how = "made of" if model["objective"] else "product of"
+        parts.append(f"{how} {' and '.join(model['needs'])}")
     elif model["needs"]:
         parts.append("learns from " + " and ".join(model["needs"]))
     if model["permuted"]:
@@ -72,7 +73,7 @@ def model_words(model: dict[str, Any]) -> str:
     if model["label_from"]:
         parts.append(f"labels from {model['label_from']}")
     if model["labelled"] is not None:
-        parts.append(f"labelled {model['labelled']}")
+        parts.append("all labels" if model["labelled"] == 1 else f"labelled: {model['labelled']}")
     return ", ".join(parts)
 
 

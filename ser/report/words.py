@@ -36,7 +36,9 @@ def number(value: float | None, metric: str, signed: bool = False) -> str:
     if value is None:
         return NONE
     _, _, factor, decimals = METRICS[metric]
-    text = f"{value * factor:+.{decimals}f}" if signed else f"{value * factor:.{decimals}f}"
+    # adding 0.0 after rounding makes a negative zero a plain one
+    scaled = round(value * factor, decimals) + 0.0
+    text = f"{scaled:+.{decimals}f}" if signed and scaled else f"{scaled:.{decimals}f}"
     return text.replace("-", MINUS)
 
 

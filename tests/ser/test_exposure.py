@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser.exposure import Exposure, check_student, closed, of_rows, overlap, tuning, who_heard
+from ser.exposure import Exposure, called, check_student, closed, of_rows, overlap, tuning, who_heard
 from ser.protocol import folds, load_protocol
 from shards.errors import UserError
 from tests.ser.small_dataset import grid, packed
@@ -165,3 +165,7 @@ def test_who_heard(data, made):
     }
     assert who_heard("toy/s0", exposures) == {"b": "fit+select", "c": "unknown: hub"}
     assert who_heard("toy/s2", exposures)["a"] == "select"
+
+
+def test_a_fold_is_called_what_it_is():
+    assert [called(name) for name in ("fold-1", "session-1", "")] == ["fold-1", "fold session-1", "the fold"]

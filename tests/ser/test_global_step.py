@@ -14,7 +14,7 @@ from ser.distributed import join, sum_ranks
 from ser.loss import Objective, Supervision
 from ser.models.base import ModelOutput
 from ser.recipe import Term, TrainConfig
-from shards.plan import Slot
+from shards.slots import Slot
 from tests.processes import run_ranks
 
 M, ROWS, FEATURES, CLASSES = 4, 26, 5, 3

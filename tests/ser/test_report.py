@@ -246,6 +246,7 @@ def test_a_run_of_ratings_alone(tmp_path):
     [
         (words.number(0.76941, "ua"), "76.9"),
         (words.number(-0.0234, "ua", True), "\N{MINUS SIGN}2.3"),
+        (words.number(-0.0001, "ua", True), "0.0"),
         (words.number(None, "ua"), "\N{EN DASH}"),
         (words.p_value(0.00002), "< 0.0001"),
         (words.p_value(0.0005), "0.0005"),

@@ -34,7 +34,7 @@ def corpus(folder: Path, name: str = "toy", count: int = 12, speakers: int = 3) 
                 speaker=f"s{i % speakers}" if i % 7 != 6 else None,
                 language="fi" if i % 2 else "en",
                 age=20 + i,
-                text=f"sana {i} äö" if i % 2 else None,
+                text=f"sana {i} \u00e4\u00f6" if i % 2 else None,
                 text_source="human" if i % 2 else "none",
                 label=("happy", "sad", None)[i % 3],
                 votes=[Vote("happy", "r1"), Vote("sad")] if rated else (),

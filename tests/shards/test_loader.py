@@ -23,7 +23,8 @@ from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.loader import Batch, Loader, Needs, check_views, iterate, load_slot
 from shards.pack import pack
-from shards.plan import Plan, PlanConfig, Slot
+from shards.plan import Plan, PlanConfig
+from shards.slots import Slot
 from shards.targets import NO_INPUT, PRESENT, QUARANTINED, VIEW_POLICY, Output, TargetSpec, TargetStore
 from shards.utterance import Utterance
 from shards.views import ViewPolicy, apply, params, view_samples
@@ -407,7 +408,7 @@ sys.path.insert(0, {root!r})
 import numpy as np
 from shards.dataset import Dataset
 from shards.loader import Needs, iterate
-from shards.plan import Slot
+from shards.slots import Slot
 
 if __name__ == "__main__":
     slots = (Slot(np.arange(8) + i % 30, np.zeros(8, np.int64)) for i in itertools.count())

@@ -401,8 +401,9 @@ import json, os, random, shutil, signal, sys
 sys.path.insert(0, {root!r})
 from contextlib import contextmanager
 from pathlib import Path
+import numpy as np
 import pandas  # pyarrow asks for it; once here is quicker than in every child
-from shards import pack as packing, store as storing, withdraw as withdrawing
+from shards import pack as packing, store as storing, targets, withdraw as withdrawing
 from tests.shards.corpus import corpus
 
 base, scenario, points = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -419,8 +420,14 @@ def job(out):
         withdrawing.erase(out)
 
 def prepare(out):
-    if scenario != "pack":
-        packing.pack(given, out, shard_seconds=0.4)
+    if scenario == "pack":
+        return
+    dataset = packing.pack(given, out, shard_seconds=0.4)
+    spec = targets.TargetSpec("teacher", (targets.Output("y", "frame", (3,)),))
+    store = targets.TargetStore.create(dataset, spec)
+    for unit in store.due(np.ones(len(dataset), bool), [0, 1]):
+        said = [np.full((2 + row % 3, 3), row + 100 * unit.view, np.float32) for row in unit.rows]
+        store.write(unit, np.ones(len(said), np.uint8), {{"y": said}})
 
 def forked(function, *args):
     pid = os.fork()
@@ -501,6 +508,7 @@ def test_kill_anywhere_then_the_same_command_gives_the_same_bytes(tmp_path, scen
     assert {"half of shards", "half of index", "half of dataset.json", "after replace"} <= {
         events[at - 1] for at in chosen
     }
+    assert scenario != "erase" or "half of targets" in {events[at - 1] for at in chosen}
     wanted = tree(tmp_path / "whole")
     for at in chosen:
         assert tree(tmp_path / f"killed-{at}") == wanted, (

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from shards import law
 from shards.errors import UserError
-from shards.plan import EMPTY, Plan, PlanConfig, cut, sequential, shard_order, slots_of
+from shards.plan import Plan, PlanConfig, shard_order
+from shards.slots import EMPTY, cut, sequential, slots_of
 
 RATE = 16_000
 

@@ -164,13 +164,17 @@ def test_read_gives_utterances_with_both_labels(made):
 
 
 def test_audio_is_whole_level_and_unclipped(made):
-    durations = []
+    durations, held_back = [], 0
     for u, d in zip(read(str(made)), law.draw(SIZE, seed=3), strict=True):
         samples, rate = soundfile.read(u.audio)
         assert rate == 16_000 and samples.ndim == 1 and len(samples) == round(u.duration * rate)
         assert np.abs(samples).max() < 0.99
-        assert 20 * np.log10(np.sqrt(np.mean(samples**2))) == pytest.approx(d.level_db, abs=0.1)
+        peak, level = np.abs(samples).max(), 20 * np.log10(np.sqrt(np.mean(samples**2)))
+        assert level < d.level_db + 0.1
+        held_back += peak > 0.979  # scaled down because its peak would have clipped
+        assert peak > 0.979 or level > d.level_db - 0.1
         durations.append(u.duration)
+    assert held_back <= 0.01 * SIZE
     assert 1.5 < np.mean(durations) < 2.1 and min(durations) > 0.6 and max(durations) < 4
 
 

@@ -73,7 +73,8 @@ def extract(waveform: Tensor, lengths: Tensor, *, textbook: bool = False) -> tup
     row, time = plan.row[plan.inside], plan.time[plan.inside]
     magnitude, power_mean, hz, voicing = _long(plan, row, time)
     table = plan.scatter(torch.cat([hz, voicing], dim=1), row, time)[:, :-1]
-    f0 = pitch.best_path(*table.split(pitch.CANDIDATES, dim=2), plan.counts)[row, time]
+    candidates, strength = table.split(pitch.CANDIDATES, dim=2)
+    f0 = pitch.best_path(candidates, strength, plan.counts)[row, time]
     f0 = torch.where(power_mean > pitch.SILENCE**2, f0, 0.0)
     voiced = _voiced(plan, magnitude, row, time, f0, short[row, time, SPECTRAL : SPECTRAL + 3], textbook)
     return _smooth(plan, short, plan.scatter(voiced, row, time)), plan.counts
@@ -105,7 +106,8 @@ def _long(plan: framing.Layout, row: Tensor, time: Tensor) -> tuple[Tensor, Tens
         frame = plan.gather(row[part], time[part], framing.LONG) * window
         magnitude = framing.power_of(torch.fft.rfft(frame, n=framing.LONG_FFT)).sqrt()
         out.append((magnitude, frame.square().mean(1), *pitch.candidates(magnitude)))
-    return tuple(torch.cat(column) for column in zip(*out))
+    magnitude, power, hz, voicing = (torch.cat(column) for column in zip(*out))
+    return magnitude, power, hz, voicing
 
 
 def _voiced(

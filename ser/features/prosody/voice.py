@@ -69,7 +69,9 @@ def follow(wave: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         heights.append((own.amax(1) - own.amin(1))[:, None])
         ends.append(position + 2 * GRID + SEARCH)
         position = position + at + GRID - SEARCH
-    return tuple(torch.cat(part, dim=1) for part in (lengths, scores, heights, ends))
+    found = (torch.cat(part, dim=1) for part in (lengths, scores, heights, ends))
+    length, score, height, end = found
+    return length, score, height, end
 
 
 def onsets(f0: Tensor, row: Tensor, time: Tensor) -> Tensor:

@@ -67,10 +67,8 @@ def monte_carlo(samples: int, seed: int = 0) -> dict[tuple[str, str], Ceiling]:
     guess = np.ones(samples, dtype=int)
     decisions = {"text": (said, guess), "prosody": (guess, heard), "fusion": (said, heard)}
     return {
-        (source, against): _score(
-            source, against, *decision, drawn["clean" if against == "clean" else "label"]
-        )
-        for source, decision in decisions.items()
+        (source, against): _score(source, against, v, a, drawn["clean" if against == "clean" else "label"])
+        for source, (v, a) in decisions.items()
         for against in ("clean", "noisy")
     }
 
