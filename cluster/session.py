@@ -177,7 +177,8 @@ class Session:
             if running:
                 _, late = ray.wait(list(running), num_returns=len(running), timeout=1.0)
                 for reference in late:
-                    ray.cancel(reference)
+                    # By force: an interrupt is lost on a task that waits in compiled code, and work is idempotent.
+                    ray.cancel(reference, force=True)
 
 
 def _token(folder: Path) -> dict[str, str]:

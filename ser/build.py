@@ -231,7 +231,9 @@ def check_mel(recipe: Recipe, name: str) -> None:
     other = {key: (value, given[key]) for key, value in config.mel.items() if value != given[key]}
     if other:
         says = ", ".join(f"{key} {a} (stored: {b})" for key, (a, b) in other.items())
-        raise UserError(f"{name} and the stored log-mel differ: {says}", where=recipe.name, hint="make them agree")
+        raise UserError(
+            f"{name} and the stored log-mel differ: {says}", where=recipe.name, hint="make them agree"
+        )
 
 
 def model_directory(setting: Setting, job: Job) -> Any:

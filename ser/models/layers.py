@@ -150,7 +150,9 @@ class FrameNetwork(nn.Module):
         self.front_norms = nn.ModuleList(
             nn.LayerNorm(width) if config.front_norm else nn.Identity() for _ in config.strides
         )
-        self.blocks = nn.ModuleList(Block(width, config.dropout, config.activation) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(
+            Block(width, config.dropout, config.activation) for _ in range(config.blocks)
+        )
         # The residual sum grows with its blocks and is normalised behind them; without blocks there is none.
         self.norm = nn.LayerNorm(width) if config.blocks else nn.Identity()
         size = config.channels
@@ -171,7 +173,7 @@ class FrameNetwork(nn.Module):
             x = x.new_zeros(x.shape[0], 1, x.shape[2])
         mask = frame_mask(lengths, x.shape[1])
         # Features far from zero lose their detail in half precision: cast once they are centred.
-        dtype = self.front[0].conv.weight.dtype
+        dtype = next(self.front.parameters()).dtype
         wide = x.to(torch.promote_types(dtype, torch.float32))
         about = statistics(self.normalise.fitted(wide, mask), mask) if self.statistics else ()
         x = self.normalise(wide, mask).to(dtype)

@@ -57,7 +57,9 @@ def test_mfcc_are_those_of_scipy():
 
     mel = np.random.default_rng(0).normal(size=(7, functionals.BANDS))
     want = dct(mel, type=2, norm="ortho")[:, : functionals.COEFFICIENTS]
-    assert np.allclose(mel @ functionals.cosines(functionals.BANDS, functionals.COEFFICIENTS), want, atol=1e-12)
+    assert np.allclose(
+        mel @ functionals.cosines(functionals.BANDS, functionals.COEFFICIENTS), want, atol=1e-12
+    )
 
 
 def test_without_opensmile_the_error_names_licence_and_install(monkeypatch):
