@@ -89,7 +89,7 @@ def test_leaving_map_early_cancels(session):
     begin = time.monotonic()
     results.close()
     assert sorted(session.map(partial(times, 1), range(4))) == [(i, i) for i in range(4)]
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 250  # they did not wait for the naps, 300 s each
 
 
 def test_session_is_private_and_leaves_nothing(session):
