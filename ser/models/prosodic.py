@@ -50,7 +50,9 @@ class FrameModel(SERModel):
             UserError: Where the model normalises otherwise, or the sizes differ.
         """
         if self.config.normalise not in ("fitted", "level"):
-            raise UserError(f"the model has normalise: {self.config.normalise}", hint="set normalise: fitted or level")
+            raise UserError(
+                f"the model has normalise: {self.config.normalise}", hint="set normalise: fitted or level"
+            )
         mean, deviation = torch.as_tensor(mean), torch.as_tensor(deviation)
         if mean.shape != (self.config.inputs_size,) or deviation.shape != mean.shape:
             raise UserError(
