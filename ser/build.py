@@ -166,9 +166,9 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         for name in entry.components
     }
     texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
-    has_dimensions = (
-        any(term.loss in ("ccc", "dimensions") for term in entry.objective) or not entry.objective
-    )
+    has_dimensions = any(term.loss in ("ccc", "dimensions") for term in entry.objective)
+    if not entry.objective:  # put together, not trained: it answers what its components answer
+        has_dimensions = any(part.dimensions for part in components.values())
     model = build(entry.model, len(setting.classes), has_dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
     if isinstance(model, Fused) and model.config.mode == "product":
