@@ -12,6 +12,7 @@ help:
 	@echo "make test       environment, then the whole suite"
 	@echo "make test-fast  the suite without what takes more than five seconds a test"
 	@echo "make check      ruff and pyright"
+	@echo "make clean      remove the environment and caches; runs and data stay"
 	@echo "make bench      loader, packing, targets, prosody (prints; never fails on time)"
 
 env: $(VENV)/.ready
@@ -40,5 +41,7 @@ check: env
 bench: env
 	for name in loader packing targets prosody; do $(BIN)/python -m tests.bench.$$name; done
 
+# What is built and cached only: trainings and datasets are never removed from here.
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV) .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -not -path "./runs/*" -not -path "./data/*" -prune -exec rm -rf {} +

@@ -5,13 +5,16 @@ training after the other beats one process each. Progress is read from the worke
 is replaced and its training goes on from its last checkpoint. Work is pulled, so unequal trainings finish together.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.session import PATIENCE, go_home, refuse_impossible
 from ser.job import Job
 from ser.produce import Done, Work
+from ser.quarantine import Quarantine
 from ser.recipe import Recipe
 from shards.errors import UserError
 
@@ -30,8 +33,8 @@ class Trained:
 class TrainWorker:
     """Runs trainings of a world of one, one at a time; `progress` answers while one runs."""
 
-    def __init__(self) -> None:
-        self.steps = (0, 0)
+    def __init__(self, home: str = ".") -> None:
+        self.steps, self.home = (0, 0), home
 
     def run(self, recipe: Recipe, job: Job) -> float:
         """Train; returns seconds."""
@@ -39,7 +42,8 @@ class TrainWorker:
 
         began = time.perf_counter()
         self.steps = (0, 0)
-        train(recipe, job, report=self._note)
+        go_home(self.home)
+        train(recipe, job, report=self._note, patience=PATIENCE)
         return time.perf_counter() - began
 
     def _note(self, done: int, total: int) -> None:
@@ -56,16 +60,20 @@ def train_all(
     """Run all trainings over `workers` long-lived Ray actors; yields each as it finishes.
 
     Raises:
-        UserError: Of a training, as it raised it; or a training whose worker died too often.
+        UserError: Of a training, as it raised it; a training whose worker died too often; or an embedded cluster that
+            cannot hold one.
     """
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
+    if recipe.cluster.address is None:
+        refuse_impossible(recipe.cluster.cpus_per_task, recipe.cluster.gpus_per_task)
+    home = os.getcwd()
     actor = ray.remote(TrainWorker).options(
         num_cpus=recipe.cluster.cpus_per_task, num_gpus=recipe.cluster.gpus_per_task, max_concurrency=2
     )
     waiting, deaths = list(jobs), dict.fromkeys(jobs, 0)
-    idle = [actor.remote() for _ in range(min(workers, len(waiting)))]
+    idle = [actor.remote(home) for _ in range(min(workers, len(waiting)))]
     running: dict[Any, tuple[Any, Job]] = {}
     try:
         while waiting or running:
@@ -89,7 +97,7 @@ def train_all(
                             hint="look for out-of-memory kills (dmesg), or lower cluster.cpus",
                         ) from None
                     waiting.insert(0, job)
-                    idle.append(actor.remote())
+                    idle.append(actor.remote(home))
                     continue
                 idle.append(worker)
                 yield Trained(job, seconds)
@@ -114,8 +122,16 @@ def _show(running: dict[Any, tuple[Any, Job]], done: list[Any], progress: Progre
 
 
 def compute_all(session: Any, recipe: Recipe, work: Sequence[Work]) -> Iterator[tuple[Work, Done]]:
-    """Compute units of features or targets as Ray tasks; kilobytes travel, audio does not."""
-    for index, done in session.map(_Compute(recipe), work, num_cpus=recipe.cluster.cpus_per_task):
+    """Compute units of features or targets as Ray tasks; kilobytes travel, audio does not.
+
+    Raises:
+        UserError: More utterances than `data.max_quarantined` allows could not be read; what is committed stays.
+    """
+    quarantine, want = Quarantine(recipe, work), recipe.cluster
+    for index, done in session.map(
+        _Compute(recipe), work, num_cpus=want.cpus_per_task, num_gpus=want.gpus_per_task
+    ):
+        quarantine.add(done)
         yield work[index], done
 
 

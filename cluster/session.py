@@ -4,6 +4,8 @@ Guarantees: only what was started here is shut down; the embedded cluster has it
 temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; `map` keeps a
 bounded number of tasks in flight, cancels them when the caller stops or anything fails, and raises a task's UserError as
 if the function had been called here.
+A task sees the GPUs that it was given and, given none, no GPU; it runs in the folder that the driver was in, so relative paths
+mean the same everywhere.
 Gives up: one session a process at a time (Ray's own limit). A cancelled task stops at its next Python instruction, so one
 long native call is waited for by whoever needs its CPU.
 """
@@ -19,14 +21,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from cluster.place import go_home, refuse_impossible, require_ray
 from shards.errors import UserError
 
 PREFIX = "ser-ray-"
+# Seconds in which a worker of a killed driver, or one that was given up, ends and lets go of its training.
+PATIENCE = 60.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+# Else a task that was given no GPU sees them all and piles onto the first. Read by the workers, joined clusters' too.
+_NO_STRAY_GPU = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
 class Session:
@@ -35,11 +41,12 @@ class Session:
     Args:
         address: Of a running cluster ("auto", "ray://...", "host:port"); None starts an embedded one.
         cpus: CPUs of the embedded cluster; default all of the machine.
+        gpus: GPUs of the embedded cluster; default all that Ray finds.
         namespace: Ray namespace of named actors.
         env: Environment variables of the workers, beside OMP_NUM_THREADS=1.
 
     Raises:
-        UserError: The cluster at `address` cannot be reached.
+        UserError: The cluster at `address` cannot be reached, or Ray is not installed.
     """
 
     def __init__(
@@ -48,15 +55,17 @@ class Session:
         cpus: int | None = None,
         namespace: str = "ser",
         env: Mapping[str, str] | None = None,
+        gpus: int | None = None,
     ):
-        self.address, self.cpus, self.namespace = address, cpus, namespace
-        self.env = {"OMP_NUM_THREADS": "1"} | dict(env or {})
+        self.address, self.cpus, self.gpus, self.namespace = address, cpus, gpus, namespace
+        self.env = {"OMP_NUM_THREADS": "1", **_NO_STRAY_GPU} | dict(env or {})
         self._started = False
         self._folder: Path | None = None
         self._lock: IO[str] | None = None
         self._saved: dict[str, str | None] = {}
 
     def __enter__(self) -> "Session":
+        require_ray()
         if self.address is None:
             # Ray's sockets lie below this folder and their paths may not pass 107 characters, so it is never $TMPDIR.
             _sweep(Path("/tmp"))
@@ -73,9 +82,9 @@ class Session:
                 "a Ray session is open in this process already",
                 hint="use that one, or close it before the next",
             )
-        options: dict[str, Any] = (
-            {"num_cpus": self.cpus, "include_dashboard": False} if self.address is None else {}
-        )
+        options: dict[str, Any] = {}
+        if self.address is None:
+            options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "include_dashboard": False}
         try:
             ray.init(
                 address=self.address or "local",
@@ -136,6 +145,7 @@ class Session:
         num_cpus: float = 1,
         max_in_flight: int | None = None,
         max_retries: int = 3,
+        num_gpus: float = 0,
     ) -> Iterator[tuple[int, Any]]:
         """Yields (index of the item, function(item)) as tasks finish, in any order.
 
@@ -145,17 +155,24 @@ class Session:
             num_cpus: CPUs a task takes.
             max_in_flight: Tasks handed to Ray at a time; default twice the cluster's CPUs.
             max_retries: Repeats of a task whose worker or node died; -1 without end.
+            num_gpus: GPUs a task takes; it sees these alone. Ray ends a worker after a task with GPUs, so that what
+                it held of them is free for the next.
 
         Raises:
-            UserError: As the function raised it. Any other exception of a task comes as its own type, too.
+            UserError: The embedded cluster has too few CPUs or GPUs for one task. Else as the function raised it. Any other exception of a task comes as its own type, too.
         """
         import ray
         from ray.exceptions import RayTaskError
 
+        if self.address is None:
+            refuse_impossible(num_cpus, num_gpus)
+        home = os.getcwd()
+
         def call(item: Any) -> Any:  # ray.remote refuses partials and instances as they are
+            go_home(home)
             return function(item)
 
-        task = ray.remote(num_cpus=num_cpus, max_retries=max_retries)(call)
+        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)(call)
         limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         queue = enumerate(items)
         running: dict[Any, int] = {}

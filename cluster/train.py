@@ -77,6 +77,7 @@ def _loop(config: dict[str, Any]) -> None:
     """What every worker runs; Ray Train has set RANK, WORLD_SIZE and the process group."""
     import ray.train
 
+    from cluster.session import PATIENCE
     from ser.train import train
 
     storage = Path(config["storage"])
@@ -87,7 +88,7 @@ def _loop(config: dict[str, Any]) -> None:
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     recipe = Recipe.model_validate_json(config["recipe"])
     try:
-        train(recipe, config["job"])
+        train(recipe, config["job"], patience=PATIENCE)
     except UserError as error:
         # Raised all the same: the other workers may wait in a collective. The restart that follows finds the file.
         mine = storage / f"refusal-{context.get_world_rank()}.json"

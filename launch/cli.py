@@ -85,6 +85,34 @@ def report(recipe: RecipeName, overrides: Overrides = None, variant: Variant = N
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="a saved model, or the training's folder around it")],
+    paths: Annotated[list[str], typer.Argument(help="audio files and folders of them")],
+    texts: Annotated[
+        Path | None, typer.Option(help="`path<tab>transcript` lines, for models that read")
+    ] = None,
+    batch_seconds: Annotated[float, typer.Option(help="padded seconds a forward pass")] = 60.0,
+    window: Annotated[
+        float, typer.Option(help="longer recordings are cut into equal parts of at most this")
+    ] = 30.0,
+    device: str = "cpu",
+) -> None:
+    """Emotion of audio files by a trained model: a line of JSON each."""
+    import json
+
+    from ser.predict import predict as answers
+    from ser.predict import read_texts
+
+    failed = total = 0
+    for record in answers(model, paths, read_texts(texts) if texts else None, batch_seconds, window, device):
+        typer.echo(json.dumps(record, ensure_ascii=False))
+        total, failed = total + 1, failed + ("error" in record)
+    if failed:
+        typer.echo(f"{failed} of {total} could not be read", err=True)
+    raise typer.Exit(1 if failed == total else 0)
+
+
+@app.command()
 def leak() -> None:
     """Show on EmoDB what it is worth to have heard the test speakers, and how STRICT refuses folds that leak."""
     from launch.leak import demonstrate
@@ -95,60 +123,90 @@ def leak() -> None:
 @app.command()
 def pack(
     recipe: Annotated[str | None, typer.Argument(help="a recipe, to pack its dataset")] = None,
+    overrides: Overrides = None,
+    variant: Variant = None,
     corpus: Annotated[
         list[str] | None, typer.Option(help="READER=FOLDER, instead of a recipe; repeatable")
     ] = None,
-    out: Annotated[str | None, typer.Option(help="dataset folder or URL, with --corpus")] = None,
-    add: Annotated[bool, typer.Option(help="add to the dataset; no shard changes")] = False,
-    shard_seconds: float = 3600.0,
-    workers: Annotated[int | None, typer.Option(help="CPUs; default all")] = None,
+    out: Annotated[str | None, typer.Option(help="dataset folder or URL, without a recipe")] = None,
+    add: Annotated[bool, typer.Option(help="with --corpus: add to the dataset; no shard changes")] = False,
+    shard_seconds: Annotated[float | None, typer.Option(help="with --corpus; default 3600")] = None,
+    workers: Annotated[int | None, typer.Option(help="with --corpus: CPUs; default all")] = None,
     withdraw_speaker: Annotated[
         str | None, typer.Option(help="CORPUS/SPEAKER leaves the dataset at --out")
     ] = None,
     erase: Annotated[bool, typer.Option(help="rewrite the shards of withdrawn speakers at --out")] = False,
 ) -> None:
-    """Pack corpora into WebDataset shards; withdraw a speaker; erase what was withdrawn."""
+    """Pack a recipe's corpora, or corpora by name, into WebDataset shards; withdraw a speaker; erase what was withdrawn."""
+    packing = {"--corpus": corpus, "--add": add, "--shard-seconds": shard_seconds, "--workers": workers}
+    leaving = {"--withdraw-speaker": withdraw_speaker, "--erase": erase}
+    if recipe:
+        others = _given({**packing, **leaving, "--out": out})
+        if others:
+            raise UserError(
+                f"a recipe and {', '.join(others)} do not go together",
+                where=f"ser pack {recipe}",
+                hint="a recipe says where its data lie: override data.path, data.shard_seconds, cluster.cpus; or leave it out",
+            )
+        _run(recipe, overrides, variant, "pack")
+        return
     from launch.pack import pack_corpora, withdraw_or_erase
 
-    display = Display()
-    if withdraw_speaker or erase:
-        withdraw_or_erase(out, withdraw_speaker, erase, display)
+    if variant:
+        raise UserError("a variant of which recipe?", hint="ser pack RECIPE --variant NAME")
+    if _given(leaving) and _given(packing):
+        raise UserError(
+            f"{', '.join(_given(leaving))} and {', '.join(_given(packing))} do not go together",
+            hint="one call for each",
+        )
+    if _given(leaving):
+        withdraw_or_erase(out, withdraw_speaker, erase, Display())
     elif corpus:
-        pack_corpora(corpus, out, add, shard_seconds, workers, display)
-    elif recipe:
-        _run(recipe, [], None, "pack")
+        pack_corpora(corpus, out, add, shard_seconds, workers, Display())
     else:
         raise UserError(
             "nothing to pack", hint="ser pack RECIPE, or ser pack --corpus emodb=FOLDER --out DATASET"
         )
 
 
-@app.command()
-def verify(dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")]) -> None:
-    """Re-read a whole dataset and name every bad shard and key."""
-    from shards.verify import verify as check
+def _given(options: dict[str, object]) -> list[str]:
+    return [name for name, value in options.items() if value not in (None, False, [])]
 
-    problems = check(dataset)
-    for problem in problems:
-        typer.echo(str(problem))
-    typer.echo(f"{dataset}: {'ok' if not problems else f'{len(problems)} problems'}")
-    raise typer.Exit(1 if problems else 0)
+
+@app.command()
+def verify(
+    dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
+    workers: Annotated[int | None, typer.Option(help="CPUs; default all")] = None,
+) -> None:
+    """Re-read a whole dataset and its targets: every bad shard and key, what was left out, which targets are stale."""
+    from launch.pack import verify_dataset
+
+    raise typer.Exit(1 if verify_dataset(dataset, workers, Display()) else 0)
 
 
 @app.command()
 def data(
     dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
     who_heard: Annotated[str | None, typer.Option(help="CORPUS/SPEAKER: who has heard this speaker")] = None,
-    runs: Annotated[Path, typer.Option(help="where to look for runs")] = Path("runs"),
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(help="folder with models, beside the dataset's known runs; repeatable; default runs"),
+    ] = None,
+    remove_targets: Annotated[
+        str | None, typer.Option(help="TEACHER/FINGERPRINT: delete these stored targets or features")
+    ] = None,
 ) -> None:
-    """Describe a dataset, or list every target, model and export that has heard a speaker."""
-    from launch.pack import describe_dataset, list_who_heard
+    """Describe a dataset, list all that has heard a speaker, or delete stale targets."""
+    from launch import pack as packs
 
     display = Display()
-    if who_heard:
-        list_who_heard(dataset, who_heard, runs, display)
+    if remove_targets:
+        packs.remove_targets(dataset, remove_targets, display)
+    elif who_heard:
+        default = [path for path in (Path("runs"),) if path.is_dir()]
+        packs.list_who_heard(dataset, who_heard, runs or default, display)
     else:
-        describe_dataset(dataset, display)
+        packs.describe_dataset(dataset, display)
 
 
 @app.command()

@@ -27,6 +27,7 @@ class Bar:
         self.title, self.unit, self.progress, self.console = title, unit, progress, console
         self.task = progress.add_task(title, total=None) if progress is not None else None
         self.began = self.printed = time.perf_counter()
+        self.ended = False
 
     def update(self, done: float, total: float) -> None:
         """`done` of `total` are finished."""
@@ -34,13 +35,16 @@ class Bar:
             self.progress.update(self.task, completed=done, total=total)
             return
         now = time.perf_counter()
-        if now - self.printed >= PLAIN_EVERY or done >= total:
-            self.printed = now
+        last = done >= total and not self.ended
+        if now - self.printed >= PLAIN_EVERY or last:
+            self.printed, self.ended = now, self.ended or last
             elapsed = now - self.began
             left = elapsed / done * (total - done) if done else float("nan")
-            rate = f"{done / elapsed:.1f} {self.unit}/s" if elapsed and self.unit else ""
+            pace = done / elapsed if elapsed else 0.0
+            rate = f"{pace:.1f} {self.unit}/s" if pace >= 1 else f"{60 * pace:.1f} {self.unit}/min"
             self.console.print(
-                f"{self.title}: {done:.0f}/{total:.0f}  {elapsed:.0f} s, {left:.0f} s left  {rate}"
+                f"{self.title}: {int(done)}/{total:.0f}  {elapsed:.0f} s, {left:.0f} s left"
+                + (f"  {rate}" if self.unit else "")
             )
 
 

@@ -9,18 +9,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from launch.display import Display
-from ser import __version__, produce
+from launch.search import combinations, dev_value, keep_choice
+from ser import __version__, pin, produce
 from ser.checkpoint import write_json
-from ser.job import Job, digest, directory, finished, identity, jobs, train_config
+from ser.job import (
+    Job,
+    digest,
+    finished,
+    identity,
+    jobs,
+    train_config,
+    why_superseded,
+)
 from ser.recipe import Recipe
 from ser.setting import Setting, open_setting
+from shards import manifest
 from shards.errors import UserError
+from shards.lock import hold
+from shards.store import Store
 
 STAGES = ("pack", "features", "train", "targets", "distill", "evaluate", "report")
 
@@ -99,10 +110,18 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
     runner = Runner(recipe, display)
     last = STAGES.index(until)
     with runner.stack:
+        if last > 0:
+            other = "give this one a directory of its own (run_dir=FOLDER)"
+            lock = hold(recipe.directory / ".lock", "another process works in this run directory", other)
+            runner.stack.enter_context(lock)
         pack_stage(runner)
         if last == 0:
             return runner.lines
         write_run(recipe)
+        moved = pin.settle(recipe)
+        if moved:
+            display.say(moved)
+        pin.register(recipe)
         setting = open_setting(recipe)
         feature_stage(runner, setting)
         if last >= 2:
@@ -117,7 +136,13 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
     began, recipe = time.perf_counter(), setting.recipe
     every = [job for name in recipe.models for fold in setting.folds for job in jobs(recipe, fold, name)]
     state = digest(
-        [__version__, recipe.report.model_dump(mode="json"), [identity(setting, job) for job in every]]
+        [
+            __version__,
+            recipe.report.model_dump(mode="json"),
+            recipe.tuned_on and recipe.tuned_on.model_dump(mode="json"),
+            recipe.allow_non_nested,
+            [identity(setting, job) for job in every],
+        ]
     )
     mark, page = recipe.directory / ".results", recipe.directory / "report.html"
     same = mark.is_file() and mark.read_text() == state and (recipe.directory / "report.json").is_file()
@@ -164,8 +189,14 @@ def pack_stage(runner: Runner) -> None:
     recipe, began = runner.recipe, time.perf_counter()
     data = recipe.data
     asked = digest([corpus.model_dump(mode="json") for corpus in data.corpora] + [data.shard_seconds])
-    mark = Path(data.path) / ".recipe"
-    if (Path(data.path) / "dataset.json").is_file() and mark.is_file() and mark.read_text() == asked:
+    store, mark = Store(data.path), ".recipe"
+    if data.path.startswith("memory://"):
+        raise UserError(
+            "a dataset in memory is seen by one process, and a run has several",
+            where=data.path,
+            hint="set data.path to a folder, or to a URL such as s3://bucket/folder",
+        )
+    if store.exists(manifest.NAME) and store.exists(mark) and store.read(mark) == asked.encode():
         runner.record("pack", 0, 1, began)
         return
     for corpus in data.corpora:
@@ -184,7 +215,7 @@ def pack_stage(runner: Runner) -> None:
             utterances, data.path, data.shard_seconds, run=lambda f, items: over(runner.session())(f, items),
             progress=lambda report, done, total: bar.update(done, total), max_quarantined=data.max_quarantined,
         )  # fmt: skip
-    mark.write_text(asked)
+    store.put(mark, asked.encode())
     hours = float(dataset.samples.sum()) / 16000 / 3600
     runner.record("pack", len(dataset.shards), 0, began, f"{len(dataset):,} utterances, {hours:.2f} h")
 
@@ -266,6 +297,15 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
     recipe = setting.recipe
     due = [job for job in every if not finished(setting, job)]
     kept = len(every) - len(due)
+    aside = [why for job in due if (why := why_superseded(setting, job))]
+    note = ""
+    if aside:
+        fields = sorted({name for why in aside for name in why})
+        note = f"{len(aside)} set aside in superseded/: {', '.join(fields[:4])}{', ...' if len(fields) > 4 else ''}"
+        runner.display.say(
+            f"{title}: {len(aside)} finished {'trainings were' if len(aside) > 1 else 'training was'} made otherwise "
+            f"(different: {', '.join(fields)}); kept in {recipe.directory / 'superseded'}"
+        )
     if due:
         single = [job for job in due if train_config(recipe, job).workers == 1]
         with runner.display.bar(title, unit="trainings") as bar:
@@ -282,7 +322,7 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
                     runner.session()
                     train_many(recipe, job)
                     progress.finished(job)
-    runner.record(title, len(due), kept, began)
+    runner.record(title, len(due), kept, began, note)
 
 
 class _Fraction:
@@ -340,34 +380,9 @@ def search_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
         }
         _train(runner, setting, [job for fold in trials.values() for job in fold], f"search {name}")
         for fold, tried in trials.items():
-            scores = {job: _dev_value(recipe, job) for job in tried}
+            scores = {job: dev_value(recipe, job) for job in tried}
             best = max(tried, key=lambda job: scores[job])
             keep_choice(recipe, fold, name, json.loads(best.trial or "{}"))
-
-
-def combinations(grid: dict[str, list[Any]]) -> list[str]:
-    """Every combination of a grid as canonical JSON."""
-    found: list[dict[str, Any]] = [{}]
-    for key, values in grid.items():
-        found = [{**have, key: value} for have in found for value in values]
-    return [json.dumps(one, sort_keys=True) for one in found]
-
-
-def _dev_value(recipe: Recipe, job: Job) -> float:
-    facts = json.loads((directory(recipe, job) / "model" / "model.json").read_text())
-    value = facts["meta"]["training"].get("dev")
-    return float("-inf") if value is None else float(value)
-
-
-def keep_choice(recipe: Recipe, fold: str, model: str, values: dict[str, Any]) -> None:
-    """Write a fold's chosen values into the run's `chosen/<fold>.yaml`."""
-    path = recipe.directory / "chosen" / f"{fold}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    chosen[model] = values
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(chosen, sort_keys=True))
-    temporary.replace(path)
 
 
 def table(lines: list[Line]) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from ser.job import Job
+from ser.pin import refuse_withdrawn
 from ser.recipe import load
 from ser.stopping import EXIT_CODE, Stopped
 from ser.train import train
@@ -23,9 +24,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     try:
-        folder = train(
-            load(arguments.recipe, arguments.overrides), Job(arguments.fold, arguments.model, arguments.seed)
-        )
+        recipe = load(arguments.recipe, arguments.overrides)
+        refuse_withdrawn(recipe)
+        folder = train(recipe, Job(arguments.fold, arguments.model, arguments.seed))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,10 @@
 """Everything that one training needs, gathered before its first step: rows, plan, labels, targets, model, objective."""
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,13 @@ import torch
 from torch import nn
 
 from ser import exposure
+from ser.agreement import agree, check_dev, check_tuning, outputs
+from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.inputs import complete, needs_of
-from ser.job import Job, directory, train_config
+from ser.job import Job, below, directory, train_config
 from ser.loss import Objective, Supervision
-from ser.models import SERModel, build, load
+from ser.models import SERModel, build, load, load_meta
 from ser.models.config import ConvConfig
 from ser.models.fused import Fused
 from ser.models.projectors import Projectors
@@ -23,10 +27,11 @@ from ser.produce import feature_stores, teacher_store
 from ser.protocol import Fold, Labels
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting, supervision
-from ser.sources import CrossFitted, Permuted, parts_of
+from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from shards import law
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.index import key_hash
 from shards.loader import Needs, load_slot
 from shards.plan import Plan, PlanConfig
 from shards.slots import Slot
@@ -98,7 +103,10 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
         UserError: A fold that leaks through a teacher, targets that are missing or do not fit, no labelled rows.
     """
     recipe, dataset = setting.recipe, setting.dataset
+    agree(recipe, setting.protocol)
+    check_tuning(setting)
     entry, config, fold = recipe.models[job.model], train_config(recipe, job), setting.folds[job.fold]
+    check_dev(setting.protocol, entry, setting.labels, fold)
     labels, labelled = supervision(setting, fold, job.model, config.class_weights)
     rows = fold.train if entry.data == "all" else labelled
     if job.part is not None:
@@ -145,16 +153,40 @@ def _plan(setting: Setting, job: Job, config: TrainConfig, rows: np.ndarray, lab
     def durations(r: np.ndarray, v: np.ndarray) -> np.ndarray:
         return view_samples(policy, dataset.key_hash[r], v, dataset.samples[r])
 
-    return Plan(
-        dataset.key_hash,
-        dataset.samples,
-        dataset.shard,
-        dataset.corpus,
-        rows,
-        plan_config,
-        weights,
-        durations,
-    )
+    # The shuffles know a corpus by its name: its code changes when another one is added.
+    corpus: Any = _Looked(dataset.corpus, key_hash_of(dataset.corpora))
+    plan = Plan(
+        dataset.key_hash, dataset.samples, dataset.shard, corpus, rows, plan_config, weights, durations
+    )  # fmt: skip
+    plan.recall(read_begins(directory(setting.recipe, job)))
+    return plan
+
+
+class _Looked:
+    """A column of codes seen as what they stand for, without a copy of it."""
+
+    def __init__(self, codes: np.ndarray, meanings: np.ndarray):
+        self.codes, self.meanings = codes, meanings
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.meanings[np.asarray(self.codes[rows])]
+
+
+def key_hash_of(names: Sequence[str]) -> np.ndarray:
+    """(n,) int64 numbers for names: they depend on the name alone."""
+    return np.array([key_hash(name) & 0x7FFFFFFFFFFFFFFF for name in names], dtype=np.int64)
+
+
+def keep_begins(folder: Path, plan: Plan) -> None:
+    """Keep where the plan's epochs begin beside its checkpoints, so that a restart need not count them again."""
+    if plan.begins != read_begins(folder):
+        write_json(folder / "plan.json", {"begins": plan.begins})
+
+
+def read_begins(folder: Path) -> list[int]:
+    """What `keep_begins` kept; the directory's identity says that it belongs to this plan."""
+    path = folder / "plan.json"
+    return json.loads(path.read_text())["begins"] if path.is_file() else [0]
 
 
 def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, TargetStore]) -> SERModel:
@@ -162,16 +194,14 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     recipe, dataset = setting.recipe, setting.dataset
     entry = recipe.models[job.model]
     components = {
-        name: load(model_directory(setting, Job(job.fold, name, recipe.seeds_of(name)[0])))[0]
-        for name in entry.components
+        name: load(model_directory(setting, below(recipe, job, name)))[0] for name in entry.components
     }
     texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
-    has_dimensions = any(term.loss in ("ccc", "dimensions") for term in entry.objective)
-    if not entry.objective:  # put together, not trained: it answers what its components answer
-        has_dimensions = any(part.dimensions for part in components.values())
-    model = build(entry.model, len(setting.classes), has_dimensions, texts=texts, components=components)
+    answers = outputs(recipe, job.model)
+    count = len(setting.classes) if answers.classes else 0
+    model = build(entry.model, count, answers.dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
-    if isinstance(model, Fused) and model.config.mode == "product":
+    if isinstance(model, Fused) and model.config.mode == "product" and model.classes:
         known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
         counts = np.bincount(known[known >= 0], minlength=len(setting.classes))
         model.fit_prior(torch.from_numpy(counts / counts.sum()))
@@ -291,12 +321,12 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
     )
     teachers = {}
     for name in recipe.models[job.model].needs:
-        _, meta = load(model_directory(setting, Job(job.fold, name, recipe.seeds_of(name)[0])))
+        meta = load_meta(model_directory(setting, below(recipe, job, name)))
         teachers[name] = exposure.Exposure.from_json(meta["exposure"])
     train = recipe.models[job.model].train
     if train is not None and train.init_from:
         # Weights to start from have heard what they have heard, whoever trained them.
-        _, meta = load(train.init_from)
+        meta = load_meta(train.init_from)
         known = meta.get("exposure")
         teachers[f"init_from {train.init_from}"] = (
             exposure.Exposure(unknown=(train.init_from,))
@@ -307,4 +337,8 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
         dataset, fold.test, fold.dev, own, teachers, setting.protocol.strictness, recipe.allow_unknown,
         fold=job.fold, model=job.model,
     )  # fmt: skip
-    return exposure.closed(own, teachers)
+    heard = exposure.closed(own, teachers)
+    if job.part is not None:
+        parts = parts_of(dataset, fold.train, recipe.models[job.model].cross_fit, job.seed)
+        refuse_heard(dataset, np.flatnonzero(parts == job.part), heard, str(job))
+    return heard

@@ -3,6 +3,9 @@
 `checkpoints/step-N/` holds DeepSpeed's files and `state.json`; `COMMIT`, written last, lists the sha256 of every file.
 Readers ignore a directory without COMMIT. DeepSpeed's files unpickle on load, so they are loaded only from the run's
 own directory and only after every hash has matched.
+
+A ZeRO 1-3 checkpoint of another number of workers (or of stage 1 where 2 is asked for, or the reverse) is converted first:
+`checkpoints/universal-N/`, committed in the same way, stays until the next checkpoint is saved.
 """
 
 import hashlib
@@ -10,13 +13,17 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ser.distributed import World, barrier, gather_objects
-from ser.engine import Engine
+from ser.distributed import World, barrier, on_main
+from ser.engine import BUFFERS, Engine
+from ser.universal import ConversionFailed, convert, family
 from shards.errors import UserError
+
+CONVERTING = ".converting-"
 
 
 @dataclass
@@ -60,12 +67,11 @@ def save(directory: Path, engine: Engine, state: State, keep: int, identity: dic
     barrier(world)
     if world.main:
         write_json(root / tag / "state.json", {"state": asdict(state), "identity": identity})
-        hashes = {str(p.relative_to(root / tag)): sha256(p) for p in files_of(root / tag)}
-        for path in files_of(root / tag):
-            fsync(path)
-        write_json(root / tag / "COMMIT", hashes)
+        _commit(root / tag)
         for step in committed(directory)[:-keep]:
             shutil.rmtree(root / f"step-{step}")
+        for path in root.glob("universal-*"):
+            shutil.rmtree(path)
         referenced = {state.best_step} | {
             read_state(directory, step)[0].best_step for step in committed(directory)
         }
@@ -74,6 +80,14 @@ def save(directory: Path, engine: Engine, state: State, keep: int, identity: dic
                 path.unlink()
     barrier(world)
     return root / tag
+
+
+def _commit(folder: Path) -> None:
+    """Write COMMIT once every other file is on disk."""
+    hashes = {str(p.relative_to(folder)): sha256(p) for p in files_of(folder)}
+    for path in files_of(folder):
+        fsync(path)
+    write_json(folder / "COMMIT", hashes)
 
 
 def committed(directory: Path) -> list[int]:
@@ -96,42 +110,73 @@ def restore(directory: Path, engine: Engine, identity: dict[str, Any]) -> State:
     """Load the newest committed checkpoint, or start from nothing.
 
     Raises:
-        UserError: A file's hash differs from COMMIT, or the checkpoint was written by another layout that ZeRO
-            cannot re-shard; the message gives the command that converts it.
+        UserError: A file's hash differs from COMMIT, or the checkpoint was written by another layout that cannot be
+            converted; the message says what to change.
     """
     steps = committed(directory)
     if not steps:
         return State()
     step = steps[-1]
     folder = directory / "checkpoints" / f"step-{step}"
-    problems = gather_objects(verify(folder) if engine.world.main else [], engine.world)[0]
+    on_main(lambda: _check_files(folder), engine.world)
+    state, written = read_state(directory, step)
+    resharded = _needs_resharding(folder, written, identity)
+    if resharded:
+        name = on_main(lambda: _universal(folder, written).name, engine.world)
+        folder = folder.with_name(name)
+    engine.load(folder.parent, folder.name, resharded)
+    return state
+
+
+def _check_files(folder: Path) -> None:
+    problems = verify(folder)
     if problems:
         raise UserError(
             f"the checkpoint does not match its COMMIT: {', '.join(problems[:3])}",
             where=str(folder),
             hint=f"delete it (rm -r {folder}) to go on from the one before",
         )
-    state, written = read_state(directory, step)
-    _check_identity(folder, written, identity)
-    engine.load(directory / "checkpoints", folder.name)
-    return state
 
 
-def _check_identity(folder: Path, written: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse what would not continue the same run."""
-    for name in ("zero_stage", "precision", "slots"):
-        if written.get(name) != now.get(name):
+def _needs_resharding(folder: Path, written: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether the checkpoint must be converted for this layout; refuses what would not continue the same run."""
+    for name, alike in (("zero_stage", family), ("precision", str), ("slots", int)):
+        if alike(written[name]) != alike(now[name]):
             raise UserError(
-                f"the checkpoint was written with {name}={written.get(name)}, the recipe says {now.get(name)}",
+                f"the checkpoint was written with {name}={written[name]}, the recipe says {now[name]}",
                 where=str(folder),
-                hint=f"set train.{name}={written.get(name)} again, or remove the run's checkpoints to start anew",
+                hint=f"set models.NAME.train.{name}={written[name]} again, or remove the run's checkpoints to start anew",
             )
-    if written["world"] != now["world"] and written["zero_stage"] > 0:
+    moved = any(written[name] != now[name] for name in ("world", "zero_stage"))
+    return moved and now["zero_stage"] > 0
+
+
+def _universal(folder: Path, written: dict[str, Any]) -> Path:
+    """The universal form of a checkpoint whose files have been verified: made and committed unless it stands already."""
+    made = folder.with_name(folder.name.replace("step-", "universal-"))
+    source = {"commit": sha256(folder / "COMMIT")}
+    stands = (made / "COMMIT").is_file() and not verify(made)
+    if stands and json.loads((made / "source.json").read_text()) == source:
+        return made
+    shutil.rmtree(made, ignore_errors=True)
+    # A name of its own: the converter of a killed run may breathe for a moment longer.
+    work = Path(tempfile.mkdtemp(prefix=CONVERTING, dir=folder.parent))
+    try:
+        convert(folder, work / made.name)
+        (work / made.name).rename(made)
+        for name in ("state.json", BUFFERS):
+            shutil.copyfile(folder / name, made / name)
+        write_json(made / "source.json", source)
+        _commit(made)
+    except ConversionFailed as error:
         raise UserError(
-            f"ZeRO stage {written['zero_stage']} state of {written['world']} workers cannot be read by {now['world']}",
+            f"the checkpoint of {written['world']} workers cannot be re-sharded: {error}",
             where=str(folder),
             hint=f"go on with {written['world']} workers: models.NAME.train.workers={written['world']}",
-        )
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return made
 
 
 def verify(folder: Path) -> list[str]:
@@ -150,10 +195,15 @@ def verify(folder: Path) -> list[str]:
 def drop_uncommitted(directory: Path, world: World) -> None:
     """Remove half-written checkpoints of a killed run."""
     if world.main:
-        steps = set(committed(directory))
-        for path in (directory / "checkpoints").glob("step-*"):
+        root, steps = directory / "checkpoints", committed(directory)
+        for path in root.glob("step-*"):
             if path.name.removeprefix("step-") not in {str(step) for step in steps}:
                 shutil.rmtree(path)
+        for path in root.glob("universal-*"):
+            if path.name != f"universal-{steps[-1] if steps else None}" or not (path / "COMMIT").is_file():
+                shutil.rmtree(path)
+        for path in root.glob(CONVERTING + "*"):
+            shutil.rmtree(path, ignore_errors=True)
     barrier(world)
 
 

@@ -7,11 +7,14 @@ gets a world of one without opening a port. A worker that lives on for several t
 import datetime
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from shards.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,20 @@ def gather_objects(value: Any, world: World) -> list[Any]:
     values: list[Any] = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def on_main(function: Callable[[], Any], world: World) -> Any:
+    """The main rank's `function()` on every rank, its `UserError` included: none is left waiting for the others."""
+    outcome = None
+    if world.main:
+        try:
+            outcome = function()
+        except UserError as error:
+            outcome = error
+    outcome = gather_objects(outcome, world)[0]
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
 def barrier(world: World) -> None:

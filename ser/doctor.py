@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +25,19 @@ class Finding:
 
 
 def torchaudio_extensions() -> list[Path]:
-    """Compiled torchaudio files that cannot load beside this torch (empty when all is well)."""
+    """Compiled torchaudio files that cannot load beside this torch (empty when all is well): each is tried."""
     import torch
 
     spec = importlib.util.find_spec("torchaudio")
     if spec is None or spec.origin is None or torch.version.cuda or torch.version.hip:
         return []
-    return sorted((Path(spec.origin).parent / "lib").glob("*.so"))
+    return [path for path in sorted((Path(spec.origin).parent / "lib").glob("*.so")) if not _loads(path)]
+
+
+def _loads(path: Path) -> bool:
+    """Whether a compiled file loads beside torch, tried in a process of its own: a bad one can end the process."""
+    code = "import ctypes, sys, torch; ctypes.CDLL(sys.argv[1])"
+    return subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True).returncode == 0
 
 
 def examine() -> Iterator[Finding]:

@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ser import universal
 from ser.distributed import World, any_rank, prepare_environment
 from ser.recipe import OptimizerConfig, TrainConfig
 from shards.errors import UserError
+
+BUFFERS = "buffers.safetensors"  # beside DeepSpeed's files: its universal format has parameters only
 
 
 class SkippableAdamW(torch.optim.AdamW):
@@ -160,26 +164,40 @@ class Engine:
             state[name] = (
                 full.detach().float().cpu().clone() if full.is_floating_point() else full.cpu().clone()
             )
-        for name, buffer in self.module.named_buffers():
-            if name in self.module.state_dict():
-                state[name] = buffer.detach().cpu().clone()
-        return state
+        return state | self.buffers()
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Copies of the buffers that belong to the model's state, on CPU."""
+        kept = self.module.state_dict()
+        return {name: b.detach().cpu().clone() for name, b in self.module.named_buffers() if name in kept}
 
     def save(self, directory: Path, tag: str) -> None:
-        """Write DeepSpeed's files into `directory/tag` (every rank calls)."""
+        """Write DeepSpeed's files and the buffers into `directory/tag` (every rank calls)."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
+        if self.world.main and self.config.zero_stage > 0:
+            save_file(self.buffers(), str(directory / tag / BUFFERS))
 
-    def load(self, directory: Path, tag: str) -> None:
-        """Restore weights, moments and counters from files whose hashes the caller has verified."""
-        with warnings.catch_warnings():
+    def load(self, directory: Path, tag: str, resharded: bool = False) -> None:
+        """Restore weights, moments and counters from files whose hashes the caller has verified.
+
+        Args:
+            directory: Where the checkpoints lie.
+            tag: Name of the checkpoint's folder.
+            resharded: It is in universal format (see `ser.universal`).
+        """
+        mended = universal.loading(self.engine, self.optimizer) if resharded else contextlib.nullcontext()
+        with warnings.catch_warnings(), mended:
             warnings.simplefilter("ignore")
             path, _ = self.engine.load_checkpoint(
                 str(directory), tag=tag, load_module_strict=True, load_optimizer_states=True
             )
         if path is None:
             raise UserError("DeepSpeed found no checkpoint", where=str(directory / tag))
+        if resharded:
+            for name, value in load_file(str(directory / tag / BUFFERS)).items():
+                self.module.get_buffer(name).copy_(value)
 
 
 def _groups(
@@ -214,7 +232,7 @@ def deepspeed_config(config: TrainConfig, accumulation: int, parameters: int) ->
     Its buckets hold 5e8 numbers by default and are allocated whole, 2 GB each: `parameters`, those of the model, are
     enough.
     """
-    bucket = max(1, min(parameters, 500_000_000))
+    bucket = min(parameters + parameters % 2, 500_000_000)  # ZeRO 1 and 2 refuse an odd one
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": False,
@@ -223,7 +241,7 @@ def deepspeed_config(config: TrainConfig, accumulation: int, parameters: int) ->
     }
     if config.offload != "none":
         if config.zero_stage == 0:
-            raise UserError("offload needs zero_stage 1 or more", hint="set train.zero_stage=2")
+            raise UserError("offload needs zero_stage 1 or more", hint="set models.NAME.train.zero_stage=2")
         zero["offload_optimizer"] = {"device": "cpu"}
         if config.offload == "parameters":
             zero["offload_param"] = {"device": "cpu"}

@@ -7,7 +7,6 @@ Gives up: speeds are measured once for the same weights and processor, and then 
 
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ser.results import Model, collect, voices
 from ser.setting import Setting
 from ser.speed import cpu, real_time_factor
 from ser.truth import field
+from shards import atomic
 from shards.errors import UserError
 
 SCHEMA = 1
@@ -249,13 +249,7 @@ def _kept_speeds(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def _write(path: Path, report: dict[str, Any]) -> None:
     """Write JSON whole; keys keep their order, which is that of models, classes and references."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    atomic.write(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

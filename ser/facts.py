@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ser import scoring
+from ser.agreement import check_tuning, tuned_in_test
 from ser.exposure import Exposure, Finding, check_student, of_rows, tuning
 from ser.job import Job, chosen_values
 from ser.leaks import inspect
@@ -108,7 +109,7 @@ def folds(setting: Setting) -> list[dict[str, Any]]:
 
 def findings(setting: Setting, models: dict[str, Model]) -> list[Finding]:
     """What `ser.leaks` sees in the folds, and what the models' exposure says against testing them; leaks first."""
-    found = inspect(setting.protocol, setting.dataset, list(setting.folds.values()))
+    found = inspect(setting.protocol, setting.dataset, list(setting.folds.values())) + check_tuning(setting)
     for name, model in models.items():
         below = [other for other in setting.recipe.models[name].needs if other in models]
         for fold_name, fold in setting.folds.items():
@@ -147,7 +148,10 @@ def _merged(found: list[Finding]) -> list[Finding]:
 
 
 def exposure(setting: Setting, model: Model) -> dict[str, Any]:
-    """How many voices a model heard, by fold: fitted on, selected on; unknown hub models; how it was tuned."""
+    """How many voices a model heard, by fold: fitted on, selected on; unknown hub models; how it was tuned.
+
+    `tuning` is what a search of this run did, `declared` what the recipe says of the settings as written (null: nothing).
+    """
     per_fold = {fold: _exposure(model, fold) for fold in setting.folds}
     tuned = {fold: chosen_values(setting.recipe, Job(fold, model.name, model.seeds[0])) for fold in per_fold}
     dataset = setting.dataset
@@ -162,7 +166,16 @@ def exposure(setting: Setting, model: Model) -> dict[str, Any]:
         "unknown": sorted({hub for x in per_fold.values() for hub in x.unknown}),
         "tuning": tuning(select, tests),
         "tuned": {name: values for name, values in tuned.items() if values},
+        "declared": declared_tuning(setting),
     }
+
+
+def declared_tuning(setting: Setting) -> dict[str, Any] | None:
+    """The recipe's `tuned_on`; speakers that are tested in some fold make it non-nested, whatever it says."""
+    declared = setting.recipe.tuned_on
+    if declared is None:
+        return None
+    return declared.model_dump() | ({"selection": "non-nested"} if tuned_in_test(setting) else {})
 
 
 def licences(setting: Setting, models: dict[str, Model], name: str) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def table_of(answers: Answers, split: str, keys: list[str]) -> pa.Table:
 
     return pa.table(
         {
-            "key": keys,
-            "split": [split] * n,
+            "key": pa.array(keys, pa.string()),
+            "split": pa.array([split] * n, pa.string()),
             "row": pa.array(answers.rows, pa.int64()),
             "state": pa.array(answers.state, pa.uint8()),
             "logits": lists(answers.logits),

@@ -137,13 +137,24 @@ def _leave_one_out(protocol: "Protocol", dataset: Any, truth: Labels, known: np.
         raise UserError(
             f"leave-one-out needs 2 of {by}, the data have {len(codes)}", where=f"protocol {protocol.name}"
         )
-    one_corpus = len(np.unique(np.asarray(dataset.corpus)[truth.scope])) == 1
-    short = [values.names[c].split("/", 1)[-1] if one_corpus else values.names[c] for c in codes]
-    prefix = by.removeprefix("extra.")
-    names = [f"{prefix}-{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}" for name in short]
-    if len({name.lower() for name in names}) < len(names):
-        names = [f"{name}.{i}" for i, name in enumerate(names)]
+    names = [fold_name(protocol, by, values.names[c]) for c in codes]
+    lower = [name.lower() for name in names]
+    names = [
+        f"{name}.{_digest(0, values.names[c])[:6]}" if lower.count(name.lower()) > 1 else name
+        for name, c in zip(names, codes, strict=True)
+    ]
     return [(name, truth.scope & (values.codes == c)) for name, c in zip(names, codes, strict=True)]
+
+
+def fold_name(protocol: "Protocol", by: str, value: str, short: bool | None = None) -> str:
+    """Name of the fold that leaves `value` out; it does not depend on what else the data hold.
+
+    "speaker-emodb-03", or "speaker-03" where the protocol itself is about one corpus (or `short` asks for it).
+    """
+    short = len(protocol.corpora) == 1 if short is None else short
+    if short and by in ("speaker", "session", "recording"):
+        value = value.split("/", 1)[-1]
+    return f"{by.removeprefix('extra.')}-{re.sub(r'[^A-Za-z0-9_.-]', '-', value)}"
 
 
 def _k_fold(protocol: "Protocol", dataset: Any, truth: Labels, known: np.ndarray) -> Tests:

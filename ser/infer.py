@@ -125,14 +125,21 @@ def answer_slot(
     def plain(tensor: torch.Tensor | None) -> np.ndarray | None:
         return None if tensor is None else tensor.float().cpu().numpy()
 
-    return Answers(
-        np.asarray(batch.rows),
-        plain(output.logits),
-        plain(output.dimensions),
-        plain(output.embedding) if embedding else None,
-        state,
-        list(batch.quarantined),
-    )
+    logits, dimensions = plain(output.logits), plain(output.dimensions)
+    vectors = plain(output.embedding) if embedding else None
+    # A model that diverged has no answer, which counts against it; a number that is none must not travel on.
+    finite = np.ones(len(batch), bool)
+    for values in (logits, dimensions, vectors):
+        if values is not None:
+            finite &= np.isfinite(values).all(-1)
+    broken = [
+        (batch.keys[i], "the model's answer is not finite") for i in np.flatnonzero(~finite & (state == 1))
+    ]
+    state[~finite & (state == 1)] = 3
+    for values in (logits, dimensions, vectors):
+        if values is not None:
+            values[~finite] = 0.0
+    return Answers(np.asarray(batch.rows), logits, dimensions, vectors, state, [*batch.quarantined, *broken])
 
 
 def _in_order(rows: np.ndarray, parts: Sequence[Answers]) -> Answers:

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ser.checkpoint import write_json
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
-from ser.setting import Setting
+from ser.setting import Setting, supervision
 from ser.strict import read_yaml, validate
-from ser.values import set_dotted
+from ser.values import overlap, set_dotted
+from shards.errors import UserError
 
-# Stored features that a kind of model reads; a fused one reads its components', whose identity it carries.
-FEATURES_OF = {"conv": ("mel",), "prosodic": ("prosody",), "fused": ("mel", "prosody")}
-
+# Beside chosen values, by model: the digest of the grid that they were chosen from.
+GRIDS = ".grids"
 # A product of trained models is put together, not trained; inference settings are all that is used of this.
 ASSEMBLED = TrainConfig(steps=1, tensorboard=False)
 # How a training is run, not what it computes: changing these neither repeats a finished training nor drops a checkpoint.
@@ -70,14 +72,40 @@ def train_config(recipe: Recipe, job: Job) -> TrainConfig:
 
 
 def chosen_values(recipe: Recipe, job: Job) -> dict[str, Any]:
-    """Values that a search chose for this model on this fold: this run's own search, else those beside the recipe."""
-    for folder in (recipe.directory / "chosen", recipe.chosen):
-        path = Path(folder) / f"{job.fold}.yaml" if folder else None
-        if path is not None and path.is_file():
-            values = read_yaml(path) or {}
-            if job.model in values:
-                return values[job.model]
-    return {}
+    """Values that a search chose for this model on this fold.
+
+    A model with a `search` takes this run's own choice, if it was made from the very grid that stands in the recipe;
+    another one takes what the recipe's `chosen` folder names. Keys that the user gave by hand (`keep`) stay as given.
+
+    Raises:
+        UserError: The `chosen` folder is missing, or a file in it names a model that the recipe does not have.
+    """
+    model = recipe.models[job.model]
+    if model.search:
+        found = _read_choices(recipe.directory / "chosen", job.fold)
+        made_from = found.get(GRIDS, {}).get(job.model)
+        values = found.get(job.model, {}) if made_from == digest(model.search) else {}
+    elif recipe.chosen:
+        folder = Path(recipe.chosen)
+        if not folder.is_dir():
+            raise UserError("`chosen` names a folder that is not there", where=recipe.chosen)
+        found = _read_choices(folder, job.fold)
+        lost = sorted(set(found) - {GRIDS, *recipe.models})
+        if lost:
+            raise UserError(
+                f"chosen values for {', '.join(lost)}, no model of this recipe",
+                where=str(folder / f"{job.fold}.yaml"),
+                hint=f"models: {', '.join(recipe.models)}",
+            )
+        values = found.get(job.model, {})
+    else:
+        values = {}
+    return {key: value for key, value in values.items() if not any(overlap(key, k) for k in model.keep)}
+
+
+def _read_choices(folder: Path, fold: str) -> dict[str, Any]:
+    path = folder / f"{fold}.yaml"
+    return (read_yaml(path) or {}) if path.is_file() else {}
 
 
 def jobs(recipe: Recipe, fold: str, model: str) -> list[Job]:
@@ -88,38 +116,71 @@ def jobs(recipe: Recipe, fold: str, model: str) -> list[Job]:
     return whole + parts
 
 
+def below(recipe: Recipe, job: Job, name: str) -> Job:
+    """The training of model `name` that `job` builds on; a cross-fitted copy is made of its components' copies."""
+    crossed = job.part is not None and name in recipe.models[job.model].components
+    return Job(job.fold, name, recipe.seeds_of(name)[0], part=job.part if crossed else None)
+
+
 def identity(setting: Setting, job: Job) -> dict[str, Any]:
     """Everything a training depends on, as JSON; two equal identities would train the same weights.
 
-    Teachers enter by the hash of their own identity, so a change anywhere below is seen here.
+    Of the dataset it holds the fold's own rows, their labels as the model sees them, and the shards that they lie in:
+    another corpus may come and go. Teachers enter by the hash of their own identity, so a change anywhere below is seen.
     """
+    from ser.produce import features_of  # imports this module
+
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
-    fold = setting.folds[job.fold]
-    teacher_hashes = {}
-    for name in model.needs:
-        teacher = Job(job.fold, name, recipe.seeds_of(name)[0])
-        teacher_hashes[name] = digest(identity(setting, teacher))
     return {
-        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds"}),
+        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep"}),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None
         else None,
         "protocol": setting.protocol.model_dump(mode="json"),
-        "fold": [job.fold, *(_rows_digest(rows) for rows in (fold.train, fold.dev, fold.test))],
+        "fold": job.fold,
+        "rows": _rows_facts(setting, job.fold),
+        "labels": _label_facts(setting, job.fold, job.model),
         "seed": job.seed,
         "part": job.part,
-        "dataset": setting.dataset.content_hash,
         "views": setting.policy.hash(),
-        "features": {
-            name: config.model_dump(mode="json")
-            for name, config in recipe.features.items()
-            if name in FEATURES_OF.get(model.model.kind, ())
-        },
+        "features": features_of(setting, job.model),
         "targets": recipe.targets.model_dump(mode="json") if model.target_sources else None,
-        "teachers": teacher_hashes,
+        "teachers": {name: digest(identity(setting, below(recipe, job, name))) for name in model.needs},
         "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
     }
+
+
+def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:
+    """Digests of a fold's rows and of the shards that hold them.
+
+    Row and shard numbers are part of it: the plan's shuffles go by them. Adding data does not change them.
+    """
+    if ("rows", name) not in setting.memo:
+        fold, dataset = setting.folds[name], setting.dataset
+        splits = {"train": fold.train, "dev": fold.dev, "test": fold.test}
+        held = np.unique(np.concatenate([np.asarray(dataset.shard)[rows] for rows in splits.values()]))
+        setting.memo["rows", name] = {
+            **{split: _hash(rows, np.asarray(dataset.key_hash)[rows]) for split, rows in splits.items()},
+            "shards": digest([[int(i), dataset.shards[i].sha256] for i in held]),
+        }
+    return setting.memo["rows", name]
+
+
+def _label_facts(setting: Setting, name: str, model: str) -> dict[str, str]:
+    """Digests of the labels that a model is trained on and chosen by."""
+    if ("labels", name, model) not in setting.memo:
+        fold, dev = setting.folds[name], setting.labels
+        shown, rows = supervision(setting, fold, model, "none")
+        setting.memo["labels", name, model] = {
+            "train": _hash(rows, shown.classes[rows], shown.dimensions[rows], *_some(shown.soft, rows)),
+            "dev": _hash(dev.classes[fold.dev], dev.dimensions[fold.dev]),
+        }
+    return setting.memo["labels", name, model]
+
+
+def _some(values: np.ndarray | None, rows: np.ndarray) -> list[np.ndarray]:
+    return [] if values is None else [values[rows]]
 
 
 def digest(value: Any) -> str:
@@ -132,6 +193,35 @@ def finished(setting: Setting, job: Job) -> bool:
     """True when the training lies there whole and is still the one that the recipe asks for."""
     folder = directory(setting.recipe, job)
     return (folder / "DONE").is_file() and read_identity(folder) == identity(setting, job)
+
+
+def superseded(recipe: Recipe, job: Job, made_with: dict[str, Any] | None) -> Path:
+    """Where a finished training goes when the recipe asks for another one in its place."""
+    folder = directory(recipe, job)
+    below = recipe.directory / "superseded" / folder.relative_to(recipe.directory / "folds")
+    return below.with_name(f"{below.name}-{digest(made_with)[:8]}")
+
+
+def why_superseded(setting: Setting, job: Job) -> list[str] | None:
+    """Dotted fields in which the finished training that lies there differs from the one asked for; None without one."""
+    folder = directory(setting.recipe, job)
+    if not (folder / "DONE").is_file():
+        return None
+    old, new = _leaves(read_identity(folder) or {}), _leaves(identity(setting, job))
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)) or None
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, str]:
+    """Nested mappings as {dotted path: JSON of the leaf}; lists of mappings by number."""
+    if isinstance(value, dict) and value:
+        items: Any = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = enumerate(value)
+    else:
+        return {path: json.dumps(value, sort_keys=True)}
+    return {
+        k: v for name, one in items for k, v in _leaves(one, f"{path}.{name}" if path else str(name)).items()
+    }
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:
@@ -152,5 +242,10 @@ def _weights_digest(folder: str | None) -> dict[str, str] | None:
     return json.loads(path.read_text())["files"] if path is not None and path.is_file() else None
 
 
-def _rows_digest(rows: Any) -> str:
-    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:16]
+def _hash(*arrays: np.ndarray) -> str:
+    """16 hex digits of the sha256 of arrays with their types and shapes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        array = np.ascontiguousarray(array)
+        found.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    return found.hexdigest()[:16]

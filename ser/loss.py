@@ -62,8 +62,11 @@ class Objective:
     ):
         self.supervision, self.sources = supervision, sources
         self.projectors, self.smoothing, self.scales = projectors, smoothing, scales or {}
-        self.terms = {_name(term): term for term in terms}
+        self.terms = {term.name: term for term in terms}
         self.row_terms = {name: t for name, t in self.terms.items() if t.loss != "ccc" or t.scope == "slot"}
+        # CCC terms mix the rated dimensions evenly: one that nobody rated must not shrink the others
+        rated = torch.from_numpy(np.isfinite(supervision.dimensions).any(0)).double()
+        self.mix = rated / rated.sum().clamp_min(1)
         self.step_ccc = {name: t for name, t in self.terms.items() if t.loss == "ccc" and t.scope == "step"}
 
     def totals(self, slots: Sequence[Slot]) -> dict[str, float]:
@@ -81,7 +84,7 @@ class Objective:
         if term.loss == "ccc":
             return np.any(np.isfinite(self.supervision.dimensions[rows]), axis=1).astype(np.float64)
         present = [self.sources[name].state(rows, views) == PRESENT for name in term.sources]
-        return np.any(present, axis=0).astype(np.float64)
+        return np.any(present, axis=0) * self._taught(term, rows)
 
     def _taught(self, term: Term, rows: np.ndarray) -> np.ndarray:
         """(B,) float64: 1 where a teacher's term applies, 0 on labelled rows of a term for unlabelled ones."""
@@ -146,7 +149,7 @@ class Objective:
             if ccc_moments is None or not len(batch) or output.dimensions is None:
                 continue
             target, weight = self._dimension_labels(batch, output.dimensions.device)
-            gradient = objectives.ccc_gradient(ccc_moments[name], output.dimensions, target, weight)
+            gradient = objectives.ccc_gradient(ccc_moments[name], output.dimensions, target, weight, self.mix)
             loss = (
                 loss
                 + term.weight * scale * objectives.ccc_surrogate(_wide(output.dimensions), gradient).sum()
@@ -182,7 +185,7 @@ class Objective:
         if term.loss == "ccc":
             assert output.dimensions is not None
             target, weight = self._dimension_labels(batch, device)
-            return objectives.ccc_slot(_wide(output.dimensions), target, weight), present.float()
+            return objectives.ccc_slot(_wide(output.dimensions), target, weight, self.mix), present.float()
         taught = torch.from_numpy(self._taught(term, batch.rows) > 0).to(device)
         answered = {name: batch.target_present[name].to(device) & present & taught for name in term.sources}
         if term.loss == "multi_kl":
@@ -237,13 +240,11 @@ class Objective:
 
     def ccc_value(self, ccc_moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Value of each step-wide CCC term, for the log."""
-        return {name: objectives.ccc_loss_from_moments(value) for name, value in ccc_moments.items()}
+        return {
+            name: objectives.ccc_loss_from_moments(value, self.mix) for name, value in ccc_moments.items()
+        }
 
 
 def _wide(values: Tensor) -> Tensor:
     """At least float32: losses of a bf16 model are taken in float32, those of a float64 one stay exact."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
-
-
-def _name(term: Term) -> str:
-    return "/".join([term.loss, *term.sources])

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ser.exposure import Exposure
 from ser.infer import answer_slot, inference_slots
 from ser.inputs import FUNCTIONALS, needs_of
 from ser.job import Job, directory
 from ser.models import SERModel, load
+from ser.quarantine import MOST_NAMED, Quarantine, refuse_share
 from ser.recipe import FeatureConfig, Recipe
 from ser.setting import Setting, open_setting
-from ser.sources import parts_of
+from ser.sources import parts_of, refuse_heard
 from shards.batch import load_slot
 from shards.loader import Needs
 from shards.targets import PRESENT, QUARANTINED, VIEW_POLICY, Output, TargetSpec, TargetStore, Unit
@@ -93,6 +95,34 @@ def functionals_spec(setting: Setting, name: str) -> TargetSpec:
     return TargetSpec(name, (output,), fields, machine(), view_invariant=True)
 
 
+def kinds_read(recipe: Recipe, config: Any) -> set[str]:
+    """Kinds of feature that a model reads, through its components too."""
+    if config.kind == "fused":
+        parts = [part or recipe.models[name].model for name, part in config.components.items()]
+        return {kind for part in parts for kind in kinds_read(recipe, part)}
+    if config.kind == "classical":
+        return {config.features}
+    if config.kind == "conv":
+        return {"mel" if config.features == "stored" else "mel on the spot"}
+    return {"prosody"} if config.kind == "prosodic" else set()
+
+
+def features_of(setting: Setting, name: str) -> dict[str, Any]:
+    """What the features that model `name` reads are: the extractors' version and the fingerprints of stored ones, by kind."""
+    recipe = setting.recipe
+    return {
+        kind: {
+            "version": FEATURE_VERSION,
+            "stored": {
+                stored: feature_spec(setting, stored).fingerprint
+                for stored, config in recipe.features.items()
+                if config.kind == kind
+            },
+        }
+        for kind in sorted(kinds_read(recipe, recipe.models[name].model))
+    }
+
+
 def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
     """What the stored targets of a finished teacher are."""
     folder = directory(setting.recipe, job) / "model"
@@ -111,6 +141,7 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "model": facts["config"],
         "classes": meta["classes"],
         "dimensions": meta["dimensions"],
+        "features": features_of(setting, job.model),
         "batch": {"slot_seconds": targets.slot_seconds},
         "precision": "fp32",
         "exposure": meta["exposure"],
@@ -194,6 +225,7 @@ def wanted_by_view(setting: Setting) -> dict[int, np.ndarray]:
 def feature_work(setting: Setting) -> list[Work]:
     """Features still to be computed for all folds, one unit a (shard, view), all features of it together."""
     due: dict[tuple[int, int], dict[str, np.ndarray]] = defaultdict(dict)
+    assert setting.folds, "folds that are not there are refused here, features or none"
     for name in setting.recipe.features:
         store = TargetStore.create(setting.dataset, feature_spec(setting, name))
         wanted = wanted_by_view(setting)
@@ -202,6 +234,7 @@ def feature_work(setting: Setting) -> list[Work]:
         for view, rows in wanted.items():
             for unit in store.due(rows, [view]):
                 due[unit.shard, unit.view][name] = unit.rows
+        _refuse_unreadable(setting, store, wanted)
     return [Work(None, shard, view, rows) for (shard, view), rows in sorted(due.items())]
 
 
@@ -217,6 +250,8 @@ def teacher_work(setting: Setting, job: Job) -> list[Work]:
     if job.part is not None:
         parts = parts_of(setting.dataset, fold.train, setting.recipe.models[job.model].cross_fit, job.seed)
         train, dev = parts == job.part, np.zeros_like(dev)
+        heard = Exposure.from_json(store.spec.fields["exposure"])
+        refuse_heard(setting.dataset, np.flatnonzero(train), heard, str(job))
     by_view = {view: train.copy() for view in setting.train_views}
     by_view[0] = by_view.get(0, np.zeros_like(train)) | dev
     if store.spec.view_invariant:
@@ -224,7 +259,19 @@ def teacher_work(setting: Setting, job: Job) -> list[Work]:
     work = []
     for view, rows in sorted(by_view.items()):
         work += [Work(job, unit.shard, unit.view, {job.model: unit.rows}) for unit in store.due(rows, [view])]
+    _refuse_unreadable(setting, store, by_view)
     return work
+
+
+def _refuse_unreadable(setting: Setting, store: TargetStore, wanted: dict[int, np.ndarray]) -> None:
+    """Refuse to go on with a store in which too many of the wanted utterances were given up, in whatever call."""
+    bad, every = np.zeros(len(setting.dataset), bool), np.zeros(len(setting.dataset), bool)
+    for view, rows in wanted.items():
+        asked = np.flatnonzero(rows & np.asarray(setting.dataset.alive))
+        every[asked] = True
+        bad[asked[store.state(asked, view) == QUARANTINED]] = True
+    keys = setting.dataset.keys(np.flatnonzero(bad)[:MOST_NAMED]) if bad.any() else []
+    refuse_share(setting.recipe, int(bad.sum()), int(every.sum()), keys, store.spec.teacher)
 
 
 def bill(setting: Setting, work: Sequence[Work]) -> Bill:
@@ -289,7 +336,8 @@ def _features(setting: Setting, work: Work) -> Done:
         store = TargetStore.create(setting.dataset, feature_spec(setting, name))
         arrays = [found[name].get(int(row)) for row in due]
         states = np.array([QUARANTINED if a is None else PRESENT for a in arrays], np.uint8)
-        store.write(Unit(work.shard, work.view, due), states, {name: arrays})
+        lost = store.write(Unit(work.shard, work.view, due), states, {name: arrays})
+        quarantined += [(key, f"its {name} is not finite") for key in setting.dataset.keys(lost)]
     return Done(sum(map(len, work.rows.values())), _seconds(setting, rows), quarantined)
 
 
@@ -325,8 +373,10 @@ def _targets(setting: Setting, work: Work) -> Done:
         for output in spec.outputs
     }
     states = np.concatenate([part.state for part in parts])[order]
-    store.write(Unit(work.shard, work.view, np.sort(rows)), states, arrays)
-    return Done(len(rows), _seconds(setting, rows), [item for part in parts for item in part.quarantined])
+    lost = store.write(Unit(work.shard, work.view, np.sort(rows)), states, arrays)
+    quarantined = [item for part in parts for item in part.quarantined]
+    quarantined += [(key, "its answer is not finite") for key in setting.dataset.keys(lost)]
+    return Done(len(rows), _seconds(setting, rows), quarantined)
 
 
 @lru_cache(maxsize=4)
@@ -342,5 +392,8 @@ def _seconds(setting: Setting, rows: np.ndarray) -> float:
 
 def serial(recipe: Recipe, work: Sequence[Work]) -> Iterator[Done]:
     """Compute units one after the other in this process (Ray does the same over many)."""
+    quarantine = Quarantine(recipe, work)
     for item in work:
-        yield compute(recipe, item)
+        done = compute(recipe, item)
+        quarantine.add(done)
+        yield done

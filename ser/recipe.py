@@ -10,15 +10,15 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from ser.models.config import ModelConfig
-from ser.strict import Strict, read_yaml, validate
-from ser.values import expand, merge, set_dotted, unshared
-from shards.errors import UserError
+from ser.resolve import RECIPES, find, resolve
+from ser.strict import Strict, validate
+from ser.training import OptimizerConfig, Term, TrainConfig
+from ser.values import expand
 
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = ["RECIPES", "OptimizerConfig", "Recipe", "Term", "TrainConfig", "find", "load"]
 
 
 class CorpusConfig(Strict):
@@ -39,98 +39,6 @@ class DataConfig(Strict):
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
 
 
-class OptimizerConfig(Strict):
-    """AdamW. `encoder_lr` is for pre-trained encoder weights; None means `lr` for all."""
-
-    lr: float = Field(default=1e-3, gt=0)
-    encoder_lr: float | None = None
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-
-
-class TrainConfig(Strict):
-    """How a model is trained. A global step is `slots` micro-batches of at most `slot_seconds` padded seconds each.
-
-    `jitter` (in 1/1024) blurs durations before they are sorted into slots. Little of it saves padding; but where
-    duration goes with the class (fast speech is aroused speech), tight slots are one-sided, and learning suffers.
-    """
-
-    steps: int | None = Field(default=None, gt=0)
-    epochs: int | None = Field(default=None, gt=0)
-    slot_seconds: float = Field(default=60, gt=0)
-    slots: int = Field(default=1, gt=0)
-    pool_shards: int = Field(default=16, gt=0)
-    jitter: int = Field(default=256, ge=0, le=1024)
-    law: Literal["uniform", "temperature"] = "uniform"
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(default=0.1, ge=0, le=1)
-    clip: float = Field(default=1.0, ge=0)
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    class_weights: Literal["none", "balanced"] = "none"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    init_from: str | None = None
-    evaluate_every: int | None = Field(default=None, gt=0)
-    patience: int | None = Field(default=None, gt=0)
-    checkpoint_every: int | None = Field(default=None, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
-    log_every: int = Field(default=20, gt=0)
-    workers: int = Field(default=1, gt=0)
-    loader_workers: int = Field(default=0, ge=0)
-    threads: int = Field(default=1, gt=0)
-    max_quarantined: float = Field(default=0.01, ge=0, le=1)
-    tensorboard: bool = True
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "TrainConfig":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
-        if self.slots % self.workers:
-            fit = [w for w in range(1, self.slots + 1) if self.slots % w == 0]
-            raise ValueError(f"workers {self.workers} must divide slots {self.slots}; these do: {fit}")
-        return self
-
-
-class Term(Strict):
-    """One term of an objective.
-
-    `cross_entropy` and `ccc` learn from labels; `kl`, `embedding`, `multi_kl` and `dimensions` from stored targets of
-    the named teacher(s); `standardise` takes mean and deviation over the training rows out of a teacher's embedding
-    first (raw embeddings share a large direction that a cosine rewards for nothing); with `rows: unlabelled` only where no label shows. `scope: slot` computes CCC per micro-batch as some released code does (LEGACY).
-    """
-
-    loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions"]
-    weight: float = Field(default=1.0, ge=0)
-    teacher: str | None = None
-    teachers: list[str] = []
-    temperature: float = Field(default=1.0, gt=0)
-    direction: Literal["forward", "reverse"] = "forward"
-    reduction: Literal["batchmean", "mean"] = "batchmean"
-    distance: Literal["cosine", "mse", "l1"] = "cosine"
-    weights: Literal["cosine", "batch_cosine", "uniform"] = "cosine"
-    tau: float = Field(default=0.25, gt=0)
-    scope: Literal["step", "slot"] = "step"
-    rows: Literal["all", "unlabelled"] = "all"
-    standardise: bool = False
-
-    @model_validator(mode="after")
-    def _teachers_named(self) -> "Term":
-        if self.loss in ("kl", "embedding", "dimensions") and not self.teacher:
-            raise ValueError(f"loss {self.loss} needs `teacher: NAME`")
-        if self.loss == "multi_kl" and len(self.teachers) < 2:
-            raise ValueError("loss multi_kl needs `teachers: [NAME, NAME, ...]`")
-        return self
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the teachers whose stored targets this term reads."""
-        return (self.teacher,) if self.teacher else tuple(self.teachers)
-
-
 class ModelRecipe(Strict):
     """One model of the experiment.
 
@@ -143,6 +51,7 @@ class ModelRecipe(Strict):
         cross_fit: Train that many copies, each without one part of the training speakers, and take every
             utterance's target from the copy that has not heard its speaker; 0 is off.
         search: Dotted train keys with lists of values, tried on each fold's dev set with the first seed.
+        keep: Dotted train keys that no chosen value replaces; `load` names here what a variant or an override gave.
         seeds: Seeds of this model; None takes the recipe's (teachers: only its first).
     """
 
@@ -156,6 +65,7 @@ class ModelRecipe(Strict):
     permute_targets: bool = False
     cross_fit: int = Field(default=0, ge=0)
     search: dict[str, list[Any]] = {}
+    keep: list[str] = []
     seeds: list[int] | None = None
 
     @property
@@ -220,6 +130,22 @@ class ReportConfig(Strict):
     ceilings: bool = False
 
 
+class TunedOn(Strict):
+    """What the settings as written were tuned on: `select` exposure that no code can see, so it is declared.
+
+    Attributes:
+        selection: nested (each fold's on its own training side), outside (on speakers in no fold's test), or non-nested
+            (with sight of a test set; STRICT refuses it unless the recipe says `allow_non_nested: true`).
+        data: The same in words, as every row of the report says it.
+        speakers: Who that was, where they are in this dataset: "corpus/speaker" or "corpus/*". One that is tested in
+            some fold makes the settings non-nested, whatever `selection` says.
+    """
+
+    selection: Literal["nested", "outside", "non-nested"]
+    data: str = Field(min_length=3)
+    speakers: list[str] = []
+
+
 class ClusterConfig(Strict):
     """Where Ray runs: None starts an embedded one. Resources are declared, not grabbed."""
 
@@ -243,6 +169,8 @@ class Recipe(Strict):
     features: dict[str, FeatureConfig] = {}
     targets: TargetsConfig = TargetsConfig()
     allow_unknown: list[str] = []
+    tuned_on: TunedOn | None = None
+    allow_non_nested: bool = False
     models: dict[str, ModelRecipe] = Field(min_length=1)
     chosen: str | None = None
     report: ReportConfig = ReportConfig()
@@ -260,6 +188,12 @@ class Recipe(Strict):
                         f"models.{name} names {other!r}, no model of this recipe"
                         + (f"; did you mean {near[0]!r}?" if near else "")
                     )
+            terms = [term.name for term in model.objective]
+            for term in terms:
+                if terms.count(term) > 1:
+                    raise ValueError(
+                        f"models.{name}.objective has two terms {term}: give one, with the sum of their weights"
+                    )
             if (model.train is None) != (not model.objective):
                 raise ValueError(f"models.{name}: train and objective belong together")
             if model.classical and model.train is not None:
@@ -274,8 +208,43 @@ class Recipe(Strict):
                         f"models.{name} needs {other}, which is classical: it hears the clean utterance, never a view, "
                         "so it can be neither a teacher nor a component"
                     )
+            self._components_fit(name)
+            for number, term in enumerate(model.objective):
+                if term.loss == "embedding" and not self.targets.embedding:
+                    raise ValueError(
+                        f"models.{name}.objective.{number}: an embedding term needs stored embeddings: "
+                        "set targets.embedding=true, or leave the term out"
+                    )
         self.order()
         return self
+
+    def _components_fit(self, name: str) -> None:
+        """Refuse experts that nobody trains, and cross-fitting that would not hold."""
+        model = self.models[name]
+        inline = set(getattr(model.model, "components", {})) - set(model.components)
+        if inline and getattr(model.model, "mode", "") == "product":
+            raise ValueError(
+                f"models.{name}.model.components: nothing trains the experts of a product: name trained models of this "
+                f"recipe, {', '.join(f'`{other}: null`' for other in sorted(inline))}"
+            )
+        if model.cross_fit == 1:
+            raise ValueError(f"models.{name}.cross_fit: one part is all speakers; 0 is off, 2 the least")
+        if model.cross_fit and model.target_sources:
+            raise ValueError(
+                f"models.{name}.cross_fit: its copies would learn of the part they must not hear through the targets of "
+                f"{', '.join(model.target_sources)}; set models.{name}.cross_fit=0"
+            )
+        for other in model.components if model.cross_fit else ():
+            if self.models[other].cross_fit != model.cross_fit:
+                raise ValueError(
+                    f"models.{name}.cross_fit: a copy must be made of copies that have not heard its part either; "
+                    f"set models.{other}.cross_fit={model.cross_fit}"
+                )
+            if self.seeds_of(other)[0] != self.seeds_of(name)[0]:
+                raise ValueError(
+                    f"models.{name}.cross_fit: parts are dealt by the first seed, {self.seeds_of(name)[0]} here and "
+                    f"{self.seeds_of(other)[0]} for {other}; set models.{other}.seeds={self.seeds_of(name)}"
+                )
 
     def order(self) -> list[str]:
         """Model names so that each comes after the models it needs; a cycle is an error."""
@@ -307,23 +276,11 @@ class Recipe(Strict):
         return self.model_dump(mode="json")
 
 
-def find(name: str) -> Path:
-    """Path of a recipe: a file, or the name of one that comes with the package."""
-    for path in (Path(name), RECIPES / f"{name}.yaml", RECIPES / name / "recipe.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(
-        [p.stem for p in RECIPES.glob("*.yaml")] + [p.parent.name for p in RECIPES.glob("*/recipe.yaml")]
-    )
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(
-        f"no recipe {name!r}", where=str(Path.cwd()), hint=f"{hint}known recipes: {', '.join(known)}"
-    )
-
-
 def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | None = None) -> Recipe:
     """Read, vary, override and validate a recipe.
+
+    A variant has a run directory of its own, `<the recipe's>-<variant>`, unless it or an override names one. Training
+    values that a variant or an override gives stand above those that a search chose.
 
     Args:
         name: A path, or the name of a recipe that comes with the package.
@@ -331,36 +288,13 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | 
         variant: Name of an entry of the recipe's `variants`.
 
     Raises:
-        UserError: Unknown recipe, variant or key (naming the nearest), or a value that does not fit.
+        UserError: Unknown recipe, variant or key (naming the nearest), a value that does not fit, an override of a value
+            that is searched for, or a `chosen` folder that is not there.
     """
-    path = find(name)
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise UserError("a recipe is a mapping of keys", where=str(path))
-    # YAML anchors share objects: an override of one model must not reach another through them.
-    values = unshared({key: value for key, value in values.items() if not key.startswith("x-")})
-    variants = values.pop("variants", {}) or {}
-    if variant is not None:
-        if variant not in variants:
-            raise UserError(
-                f"no variant {variant!r}", where=str(path), hint=f"variants: {', '.join(variants) or 'none'}"
-            )
-        values = merge(values, variants[variant])
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(
-                f"override {text!r} is not key=value", hint="for example models.student.train.steps=200"
-            )
-        try:
-            plain = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"override {text!r}: the value is not YAML ({getattr(error, 'problem', error)})",
-                hint="quote it for the shell, for example 'seeds=[0, 1]'",
-            ) from None
-        set_dotted(values, key, plain, where=str(path))
-    values.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
-    if values.get("chosen"):
-        values["chosen"] = str((path.parent / values["chosen"]).resolve())
-    return validate(Recipe, expand(values), where=str(path))
+    values, path = resolve(name, overrides, variant)
+    recipe = validate(Recipe, expand(values), where=str(path))
+    from ser.agreement import agree
+    from ser.protocol import load_protocol
+
+    agree(recipe, load_protocol(recipe.protocol))
+    return recipe

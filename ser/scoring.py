@@ -27,7 +27,7 @@ LOWER_IS_BETTER = frozenset({"ece", "brier", "nll", "soft_nll"})
 # SpokenAffect's quadrants: which classes are of positive valence, and which of high arousal.
 POSITIVE, AROUSED = frozenset({"happy", "calm"}), frozenset({"angry", "happy"})
 MINIMUM_IN_GROUP = 20
-BINS = 10
+BINS = 15  # as in metrics.ece, so that the plot shows what the number sums up
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,57 @@
 """Everything that all trainings of a recipe share, opened once a process: dataset, protocol, folds, labels, views, features."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ser import pin
 from ser.loss import Supervision
 from ser.objectives import class_weights
 from ser.protocol import Fold, Labels, Protocol, folds, labels, load_protocol, shown_rows
 from ser.recipe import Recipe
 from ser.strict import validate
+from shards import manifest
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.store import Store
 from shards.views import ViewPolicy
 
 
 @dataclass
 class Setting:
-    """What a recipe's trainings share."""
+    """What a recipe's trainings share. `memo` holds what others have worked out from it and would work out again."""
 
     recipe: Recipe
     dataset: Dataset
     protocol: Protocol
     policy: ViewPolicy
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def folds(self) -> dict[str, Fold]:
-        """Folds by name, all of the protocol's or those that the recipe names."""
+        """Folds by name, all of the protocol's or those that the recipe names (with or without their corpus)."""
         every = {fold.name: fold for fold in folds(self.protocol, self.dataset)}
         if self.recipe.folds == "all":
             return every
-        for name in self.recipe.folds:
-            if name not in every:
-                raise UserError(
-                    f"no fold {name!r}", where=self.protocol.name, hint=f"folds: {', '.join(every)}"
-                )
-        return {name: every[name] for name in self.recipe.folds}
+        names = [self._whole_name(name, every) for name in self.recipe.folds]
+        return {name: every[name] for name in names}
+
+    def _whole_name(self, name: str, every: dict[str, Fold]) -> str:
+        """The fold "speaker-emodb-03" may be called "speaker-03" where only one corpus has such a fold."""
+        if name in every:
+            return name
+        by, dash, own = name.partition("-")
+        fit = [whole for c in self.dataset.corpora if (whole := f"{by}-{c}-{own}") in every and dash]
+        if len(fit) != 1:
+            raise UserError(
+                f"no fold {name!r}" if not fit else f"the fold {name!r} is ambiguous: {', '.join(fit)}",
+                where=self.protocol.name,
+                hint=f"folds: {', '.join(every)}",
+            )
+        return fit[0]
 
     @cached_property
     def labels(self) -> Labels:
@@ -89,22 +103,35 @@ def supervision(setting: Setting, fold: Fold, model: str, weighting: str) -> tup
 
 
 def open_setting(recipe: Recipe) -> Setting:
-    """The setting of a recipe; the same process opens each dataset generation once.
+    """The setting of a recipe, over the generation of the dataset that its run has pinned (`ser.pin`), else the newest.
+
+    The same process opens each state once.
 
     Raises:
         UserError: The dataset is not packed yet, or the protocol does not fit it.
     """
-    mark = Path(recipe.data.path) / "dataset.json"
-    stamp = mark.stat().st_mtime_ns if mark.exists() else 0
-    return _open(recipe.model_dump_json(), stamp)
+    pinned = pin.read(recipe)
+    if pinned is not None:
+        return _open(recipe.model_dump_json(), pinned["generation"], pinned["content_hash"])
+    store = Store(recipe.data.path)
+    try:
+        mark = store.read(manifest.NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        mark = b""  # the opening says what is missing
+    return _open(recipe.model_dump_json(), None, hashlib.sha256(mark).hexdigest())
 
 
 @lru_cache(maxsize=4)
-def _open(recipe_json: str, stamp: int) -> Setting:
+def _open(recipe_json: str, generation: int | None, state: str) -> Setting:
     recipe = validate(Recipe, Recipe.model_validate_json(recipe_json).model_dump(), where="recipe")
-    return Setting(
-        recipe, Dataset.open(recipe.data.path), load_protocol(recipe.protocol), view_policy(recipe.views)
-    )
+    dataset = Dataset.open(recipe.data.path, generation)
+    if generation is not None and dataset.content_hash != state:
+        raise UserError(
+            f"generation {generation} of the dataset is not the one that this run has pinned",
+            where=recipe.data.path,
+            hint="ser run RECIPE moves the run to the newest",
+        )
+    return Setting(recipe, dataset, load_protocol(recipe.protocol), view_policy(recipe.views))
 
 
 def view_policy(values: dict[str, Any]) -> ViewPolicy:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ser.exposure import Exposure, count, overlap, some
+from shards.errors import UserError
+from shards.index import key_hash
 from shards.law import hash64
 from shards.targets import TargetSpec, TargetStore
 
@@ -56,11 +59,17 @@ class CrossFitted:
         whole: The teacher trained on all training speakers; answers for rows of no part (dev).
         copies: Copy k was trained without part k.
         part_of: (n,) int64 part of each dataset row, -1 for none.
+
+    Raises:
+        UserError: A copy has heard its part after all, says the exposure that is stored with its targets.
     """
 
     def __init__(self, whole: TargetStore, copies: Sequence[TargetStore], part_of: np.ndarray):
         self.stores, self.part_of = [*copies, whole], part_of
         self.whole = whole
+        for k, copy in enumerate(copies):
+            heard = Exposure.from_json(copy.spec.fields["exposure"])
+            refuse_heard(whole.dataset, np.flatnonzero(part_of == k), heard, f"{copy.spec.teacher} part {k}")
 
     @property
     def spec(self) -> TargetSpec:
@@ -100,13 +109,33 @@ class CrossFitted:
         return out
 
 
+def refuse_heard(dataset: Any, rows: np.ndarray, heard: Exposure, where: str) -> None:
+    """Refuse a cross-fit copy that was fitted on some of the rows (m,) that it must answer for.
+
+    Raises:
+        UserError: Naming the copy and whom it heard.
+    """
+    shared = overlap(dataset, rows, heard.fit)
+    if shared:
+        raise UserError(
+            f"this copy was fitted on {count(len(shared), 'voice', 'voices')} of the part that it must not hear: "
+            f"{some(shared)}",
+            where=where,
+            hint="cross-fit its components alike and start from no weights that heard them; a copy that an older version "
+            "made goes by deleting its folder in the run",
+        )
+
+
 def parts_of(dataset: Any, rows: np.ndarray, parts: int, seed: int) -> np.ndarray:
     """(n,) part of every dataset row: the speakers of `rows` dealt into `parts`, -1 elsewhere.
 
-    Speakers are ordered by a seeded hash and dealt in turn, so parts differ by at most one speaker.
+    Speakers are ordered by a seeded hash of their names and dealt in turn, so parts differ by at most one speaker and do
+    not change when a corpus is added. Rows of unknown speakers go together.
     """
     speakers = np.unique(dataset.speaker[rows])
-    order = np.argsort(hash64(seed, speakers.astype(np.uint64)), kind="stable")
+    names = ["" if code < 0 else dataset.speakers[code] for code in speakers]
+    hashes = np.array([key_hash(name) for name in names], dtype=np.uint64)
+    order = np.argsort(hash64(seed, hashes), kind="stable")
     part_of_speaker: Mapping[int, int] = {int(speakers[s]): i % parts for i, s in enumerate(order)}
     out = np.full(len(dataset), -1, np.int64)
     out[rows] = [part_of_speaker[int(s)] for s in dataset.speaker[rows]]

@@ -48,6 +48,18 @@ def set_dotted(values: dict[str, Any], key: str, value: Any, *, where: str = "")
         node[last] = value
 
 
+def dotted(values: Any, key: str) -> list[str]:
+    """Dotted keys of the leaves below `key`; the key itself for a plain value or an empty mapping."""
+    if not isinstance(values, dict) or not values:
+        return [key]
+    return [leaf for name, value in values.items() for leaf in dotted(value, f"{key}.{name}")]
+
+
+def overlap(a: str, b: str) -> bool:
+    """True when one dotted key is the other or lies below it."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
+
+
 def _place(items: list[Any], key: str, part: int, where: str) -> int:
     """Number of a list's item that part `part` of a dotted key names."""
     parts = key.split(".")

@@ -7,18 +7,15 @@ so it holds for up to 8 writing processes and grows by 1/64 for each further one
 machines share.
 """
 
-import errno
 import os
 import tempfile
-import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from shards.atomic import TEMPORARY, abandoned, replacing
 from shards.errors import UserError
 
 DEFAULT_LIMIT = 16 << 30
-TEMPORARY = ".tmp-"
 
 
 def default_directory() -> Path:
@@ -88,18 +85,9 @@ class Cache:
         """
         if size > self.limit:
             return None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / temporary_name()
         final = self.directory / name
-        try:
-            write(str(temporary))
-            sync(temporary)
-            os.replace(temporary, final)
-        except OSError as error:
-            raise_if_full(error, str(final))
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(final) as temporary:
+            write(temporary)
         if self._unscanned is not None:
             self._unscanned += size
         if self._unscanned is None or self._unscanned * 64 > self.limit:
@@ -134,45 +122,3 @@ class Cache:
                     (self.directory / name).unlink(missing_ok=True)
                     total -= size
         self._unscanned = 0
-
-
-def sync(path: str | Path) -> None:
-    """Flushes a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def raise_if_full(error: OSError, where: str) -> None:
-    """Raises a `UserError` where the error says that the disk or the quota is full; else returns."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise UserError(
-            "no space left on the device",
-            where=where,
-            hint="free some space and run the same command again: finished files are kept, unfinished ones never read",
-        ) from error
-
-
-def temporary_name() -> str:
-    """A hidden name that tells which process of which machine is writing."""
-    return f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-def abandoned(name: str, modified: float) -> bool:
-    """Whether the writer of a temporary name is dead; one on another machine counts as dead a day after its last write."""
-    host, pid = [*name[len(TEMPORARY) :].rsplit("-", 2), ""][:2]
-    if host != _host() or not pid.isdigit():
-        return time.time() - modified > 86_400
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def _host() -> str:
-    return os.uname().nodename.replace("/", "_")[:64]

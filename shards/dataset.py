@@ -6,6 +6,8 @@ offsets in the index, never by walking a tar; a broken utterance comes back as `
 Gives up: a generation cannot be opened again once `erase` has removed shards of it.
 """
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +19,10 @@ from shards import manifest
 from shards.audio import BadAudio, decode_flac
 from shards.columns import open_columns
 from shards.errors import UserError
-from shards.index import SCHEMA, key_hash, read_index, read_report, shard_name
+from shards.index import SCHEMA, index_name, key_hash, read_index, read_report, shard_name
 from shards.store import Store
+
+HELD_BYTES = 64 << 20  # of index columns that `fields` keeps for a few rows at a time
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Dataset:
         for name, values in self._columns.numbers.items():
             setattr(self, name, values[:start])
         self._fields: dict[str, pa.ChunkedArray] = {}
+        self._held: OrderedDict[int, pa.Table] = OrderedDict()
 
     @classmethod
     def open(cls, url: str, generation: int | None = None) -> "Dataset":
@@ -147,10 +152,11 @@ class Dataset:
         return out
 
     def fields(self, columns: Sequence[str], rows: Sequence[int] | np.ndarray | None = None) -> pa.Table:
-        """Any columns of the index (`shards.index.SCHEMA`), read whole once and kept.
+        """Any columns of the index (`shards.index.SCHEMA`).
 
         Args:
-            rows: Row numbers, in the order wanted; None for all.
+            rows: Row numbers, in the order wanted: only the index files of their shards are read, and at most
+                `HELD_BYTES` of them are kept. None for all: the columns are read whole once and kept.
 
         Raises:
             UserError: There is no such column, or an index file is damaged.
@@ -163,6 +169,8 @@ class Dataset:
                 hint=f"one of {', '.join(SCHEMA.names)}",
             )
         missing = [name for name in columns if name not in self._fields]
+        if missing and rows is not None:
+            return self._some(list(columns), np.asarray(rows, np.int64))
         if missing:
             tables = [read_index(self.store, shard.number, missing) for shard in self.shards]
             empty = pa.schema([SCHEMA.field(name) for name in missing]).empty_table()
@@ -171,6 +179,42 @@ class Dataset:
                 self._fields[name] = whole[name]
         table = pa.table({name: self._fields[name] for name in columns})
         return table if rows is None else table.take(pa.array(np.asarray(rows, np.int64)))
+
+    def _some(self, columns: list[str], rows: np.ndarray) -> pa.Table:
+        """`fields` of a few rows, from their shards' own index files."""
+        parts = [pa.schema([SCHEMA.field(name) for name in columns]).empty_table()]
+        place, taken = np.empty(len(rows), np.int64), 0
+        shard = np.asarray(self.shard[rows])
+        for index in np.unique(shard).tolist():
+            at = np.flatnonzero(shard == index)
+            local = rows[at] - self.shards[index].rows.start
+            parts.append(self._index_of(index, columns).select(columns).take(pa.array(local)))
+            place[at] = np.arange(taken, taken + len(at))
+            taken += len(at)
+        return pa.concat_tables(parts).take(pa.array(place))
+
+    def _index_of(self, index: int, columns: list[str]) -> pa.Table:
+        """At least these columns of one shard's index; the least recently used are dropped beyond `HELD_BYTES`."""
+        held = self._held.pop(index, None)
+        missing = [name for name in columns if held is None or name not in held.column_names]
+        if missing:
+            info = self.shards[index]
+            table = read_index(self.store, info.number, missing)
+            if len(table) != info.rows.stop - info.rows.start:
+                raise UserError(
+                    f"this index file has {len(table)} rows, dataset.json says {info.rows.stop - info.rows.start}",
+                    where=self.store.path(index_name(info.number)),
+                    hint=f"ser verify {self.url}",
+                )
+            for name in held.column_names if held is not None else ():
+                table = table.append_column(name, held[name])  # pyright: ignore[reportOptionalSubscript]
+            held = table
+        assert held is not None
+        self._held[index] = held
+        total = sum(table.nbytes for table in self._held.values())
+        while total > HELD_BYTES and len(self._held) > 1:
+            total -= self._held.popitem(last=False)[1].nbytes
+        return held
 
     def keys(self, rows: Sequence[int] | np.ndarray | None = None) -> list[str]:
         """Keys of rows, in the order asked."""
@@ -222,6 +266,18 @@ class Dataset:
         """
         rows = np.asarray(rows, np.int64)
         return [_decode(data, int(n)) for data, n in zip(self.flac(rows), self.samples[rows])]
+
+    def intact(self, shard: int) -> bool:
+        """Whether the bytes of a shard (position in `shards`) are those that were packed; reads it whole, past every cache.
+
+        False, too, where it cannot be read to its end.
+        """
+        info = self.shards[shard]
+        try:
+            with self.store.copy(shard_name(info.number)) as path, open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == info.sha256
+        except OSError:
+            return False
 
     def quarantined(self) -> list[dict]:
         """{shard, corpus, key, speaker, reason} of every utterance that packing left out."""

@@ -5,17 +5,17 @@ workers, the order of the input, and how often the work was killed and started a
 twice; nothing half-written is ever read (a shard counts once its index stands, the dataset once `dataset.json` does);
 adding writes new shards under new numbers and touches no old file but `dataset.json`. Broken audio leaves a hole and is
 listed with its reason; too much of it fails the run.
-Gives up: two packs into one folder at once are not arbitrated. A source file that changed but kept its size is not
-noticed on resume. Levels are kept: no loudness normalisation.
+Two packs into one local folder at once: the second is refused.
+Gives up: two packs into one remote address at once are not arbitrated. A source file that changed but kept its size is
+not noticed on resume. Levels are kept: no loudness normalisation.
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, BinaryIO, cast
-
-from webdataset.writer import TarWriter
 
 from shards import manifest
 from shards.audio import MAX_SECONDS, BadAudio, encode_flac, load
@@ -34,6 +34,7 @@ from shards.index import (
     shard_name,
     write_index,
 )
+from shards.lock import hold
 from shards.spec import SHARD_SECONDS, ShardSpec, Source, divide, measure, plan_shards, where
 from shards.store import Store
 from shards.utterance import SAMPLE_RATE, Utterance
@@ -41,6 +42,7 @@ from shards.utterance import SAMPLE_RATE, Utterance
 MAX_QUARANTINED = 0.01
 MIN_QUARANTINED = 3  # fewer broken files than this never fail a run
 __all__ = ["Run", "ShardSpec", "commit", "pack", "plan_shards", "serial", "write_shard"]
+LOCK = ".lock"
 _HEADER = 512  # bytes of a ustar header, and of the grid that members are padded to
 
 Run = Callable[[Callable[[Any], Any], list], Iterable]
@@ -62,6 +64,23 @@ def finished(store: Store, number: int, digest: str) -> ShardReport | None:
         return None
 
 
+def tar_writer() -> Any:
+    """WebDataset's tar writer: only writing shards needs that library, reading them does not.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        from webdataset.writer import TarWriter
+    except ImportError as error:
+        raise UserError(
+            f"shards cannot be written without the library webdataset ({error})",
+            where="shards.pack",
+            hint="pip install 'ser-distill[train]'",
+        ) from error
+    return TarWriter
+
+
 class ShardFile:
     """A tar being written: pairs of `<key>.flac` and `<key>.json` with fixed owner, mode and time.
 
@@ -72,7 +91,7 @@ class ShardFile:
     def __init__(self, file):
         self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
         self._position = 0
-        self._tar = TarWriter(
+        self._tar = tar_writer()(
             cast(BinaryIO, self), user="ser", group="ser", mode=0o444, mtime=0, compress=False, encoder=False
         )
 
@@ -161,9 +180,31 @@ def pack(
         The dataset, opened.
 
     Raises:
-        UserError: Duplicate keys, too much broken audio, no space, or another dataset at `out`.
+        UserError: Duplicate keys, too much broken audio, no space, another dataset at `out`, or another process that
+            packs into it.
     """
     store = Store(out)
+    tar_writer()  # before anything is read, rather than in the middle of the work
+    with alone(store):
+        return _pack(
+            store, utterances, out, shard_seconds, add, run, progress, max_quarantined, max_seconds
+        )  # fmt: skip
+
+
+def alone(store: Store) -> AbstractContextManager[None]:
+    """The context in which no other process packs into the same local folder."""
+    if not store.is_local:
+        return nullcontext()
+    return hold(
+        store.path(LOCK),
+        "another process packs into this folder",
+        "pack into another folder (--out, or data.path of the recipe)",
+    )
+
+
+def _pack(
+    store, utterances, out, shard_seconds, add, run, progress, max_quarantined, max_seconds
+) -> Dataset:  # fmt: skip
     old = manifest.load(store)
     gone = frozenset(entry["speaker"] for entry in old["withdrawn"]) if old else frozenset()
     # Hashing all that was given, the withdrawn included, lets the same command find its work done after a withdrawal.

@@ -9,13 +9,15 @@ another at a time, so that reading stays local.
 How an epoch is made: shards that hold a drawn row are shuffled, each corpus spread evenly over the order, and cut
 into pools; the entries of a pool are ordered by duration in the view (with jitter, so that neighbours change), cut
 into slots, and the slots are shuffled; a global step takes the next M slots. Opening an epoch counts the slots of
-each pool, one pool in memory at a time, and keeps the prefix sum. The last step is filled with empty slots.
+each pool, one pool in memory at a time, and keeps the prefix sum. The last step is filled with empty slots. Where the
+epochs begin (`Plan.begins`) may be kept and given back (`recall`): then seeking costs the same for any step.
 """
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from shards.utterance import SAMPLE_RATE
 
 _SHARDS, _CORPORA, _JITTER, _SLOTS = range(4)  # purposes of sub-seeds
 _POOLS_KEPT = 4
+_EPOCHS_KEPT = 4
 ViewSamples = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -86,7 +89,8 @@ class Plan:
         key_hash: Column of the dataset, uint64; may be memory-mapped (only blocks of it are touched).
         samples: Column, durations of the clean audio in samples.
         shard: Column, shard number of each row.
-        corpus: Column, corpus code of each row; a shard holds one corpus.
+        corpus: Column, a number for each row's corpus; a shard holds one corpus. It enters the shuffles, so it should not
+            change when a corpus is added.
         rows: (n,) distinct rows of the dataset that take part (a fold's train rows), any order.
         config: See PlanConfig.
         weights: (n,) weights of `rows` in units of 2^-32 (`shards.law.temperature`), None for the uniform law.
@@ -129,8 +133,8 @@ class Plan:
         self._starts = np.r_[first, len(self.rows)]
         self._shards = numbers[first].astype(np.int64)
         self._corpora = np.asarray(corpus[self.rows[first]]).astype(np.int64)
-        self._epochs: list[_Epoch] = []
-        self._steps = [0]  # global step at which each opened epoch begins, and where the last one ends
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._steps = [0]  # global step at which each counted epoch begins, and where the last one ends
         self._pools: OrderedDict[tuple[int, int], _Pool] = OrderedDict()
 
     # Sizes and addresses
@@ -145,17 +149,37 @@ class Plan:
 
     def total_steps(self, epochs: int) -> int:
         """Global steps of the first `epochs` epochs; the length of a schedule."""
-        if epochs > 0:
-            self._open(epochs - 1)
+        while len(self._steps) <= epochs:
+            self._count()
         return self._steps[epochs]
 
     def locate(self, global_step: int) -> tuple[int, int]:
-        """(epoch, step within it) of a global step; opens the epochs up to it once (total_steps does that anyway)."""
+        """(epoch, step within it) of a global step.
+
+        Epochs up to it that were never counted are opened one by one, a pass over the rows each; `recall` spares that.
+        """
         assert global_step >= 0
         while self._steps[-1] <= global_step:
-            self._open(len(self._epochs))
+            self._count()
         epoch = bisect_right(self._steps, global_step) - 1
         return epoch, global_step - self._steps[epoch]
+
+    @property
+    def begins(self) -> list[int]:
+        """Global step at which each counted epoch begins, from 0, and where the last of them ends: for `recall`."""
+        return list(self._steps)
+
+    def recall(self, begins: Sequence[int]) -> None:
+        """Take `begins` of an equal plan, so that seeking any step that it has passed opens one epoch.
+
+        Numbers of another plan would give other steps without a word: keep them with what identifies the plan.
+        """
+        begins = [int(step) for step in begins]
+        assert begins[:1] == [0] and all(a <= b for a, b in pairwise(begins)), "prefix sums ascend from 0"
+        shared = min(len(begins), len(self._steps))
+        assert begins[:shared] == self._steps[:shared], "these belong to another plan"
+        if len(begins) > len(self._steps):
+            self._steps = begins
 
     def slots_of(self, rank: int, world: int) -> range:
         """The slots that a rank runs, in order: rank, rank + world, ... (see the function `slots_of`)."""
@@ -166,7 +190,7 @@ class Plan:
     def step(self, global_step: int) -> tuple[Slot, ...]:
         """The M slots of a global step. Empty slots only end an epoch's last step."""
         epoch, step = self.locate(global_step)
-        opened, width = self._epochs[epoch], self.config.slots
+        opened, width = self._open(epoch), self.config.slots
         slots: list[Slot] = []
         at, end = step * width, min((step + 1) * width, int(opened.slots[-1]))
         while at < end:
@@ -182,21 +206,25 @@ class Plan:
     def _steps_of(self, opened: _Epoch) -> int:
         return -(-int(opened.slots[-1]) // self.config.slots)
 
+    def _count(self) -> None:
+        """Open the first epoch that was not counted yet."""
+        self._steps.append(self._steps[-1] + self._steps_of(self._open(len(self._steps) - 1)))
+
     def _open(self, epoch: int) -> _Epoch:
-        """Shuffle shards into pools and count their slots, for every epoch up to this one that was not yet opened."""
-        while len(self._epochs) <= epoch:
-            number = len(self._epochs)
-            order = shard_order(self._shards, self._corpora, self.config.seed, number)
+        """An epoch with its shards shuffled into pools and their slots counted; the last few are kept."""
+        if epoch not in self._epochs:
+            order = shard_order(self._shards, self._corpora, self.config.seed, epoch)
             pools = -(-len(order) // self.config.pool_shards)
             borders = np.arange(pools + 1) * len(order) // pools  # sizes differ by one at most
             counts, entries = np.zeros(pools + 1, dtype=np.int64), 0
             for i in range(pools):
-                _, _, durations = self._sorted(number, order[borders[i] : borders[i + 1]])
+                _, _, durations = self._sorted(epoch, order[borders[i] : borders[i + 1]])
                 counts[i + 1] = len(cut(durations, self.config.limit)) - 1
                 entries += len(durations)
-            opened = _Epoch(order, borders, np.cumsum(counts), entries)
-            self._epochs.append(opened)
-            self._steps.append(self._steps[-1] + self._steps_of(opened))
+            self._epochs[epoch] = _Epoch(order, borders, np.cumsum(counts), entries)
+            while len(self._epochs) > _EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        self._epochs.move_to_end(epoch)
         return self._epochs[epoch]
 
     def _sorted(self, epoch: int, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -225,7 +253,7 @@ class Plan:
         """One pool with its entries; the last few are kept."""
         key = (epoch, number)
         if key not in self._pools:
-            opened = self._epochs[epoch]
+            opened = self._open(epoch)
             shards = opened.order[opened.borders[number] : opened.borders[number + 1]]
             rows, views, durations = self._sorted(epoch, shards)
             starts = cut(durations, self.config.limit)

@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 import fsspec
 
-from shards.cache import TEMPORARY, Cache, abandoned, raise_if_full, sync, temporary_name
+from shards import atomic
+from shards.cache import Cache
 from shards.errors import UserError
 
 BLOCK = 4 << 20
@@ -248,7 +249,7 @@ class Store:
         else:
             found = self.fs.find(top) if self.fs.exists(top) else []
         names = (str(path)[len(self.root) + 1 :] for path in found)
-        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(TEMPORARY))
+        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(atomic.TEMPORARY))
 
     # Writing
 
@@ -269,30 +270,18 @@ class Store:
         """
         path = self.path(name)
         if self.is_local:
-            folder = os.path.dirname(path)
-            temporary = os.path.join(folder, temporary_name())
-        else:
-            folder = tempfile.mkdtemp(prefix="ser-put-")
-            temporary = os.path.join(folder, "file")
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with atomic.create(path) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if self.is_local:
-                os.replace(temporary, path)
-                sync(folder)
-            else:
+            return
+        with tempfile.TemporaryDirectory(prefix="ser-put-") as folder:
+            temporary = os.path.join(folder, "file")
+            try:
+                with open(temporary, "wb") as file:
+                    yield file
                 self.fs.put_file(temporary, path)
-        except OSError as error:
-            raise_if_full(error, path)
-            raise
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            if not self.is_local:
-                os.rmdir(folder)
+            except OSError as error:
+                atomic.raise_if_full(error, path)
+                raise
 
     def delete(self, name: str) -> None:
         """Removes a file; not an error where there is none."""
@@ -315,18 +304,8 @@ class Store:
 
     def clean(self, prefix: str, deep: bool = False) -> None:
         """Removes what killed writers left in folder `prefix`, with `deep` below it too; live writers are left alone."""
-        if not self.is_local:
-            return
-        for at, _, files in os.walk(self.path(prefix)):
-            for name in files:
-                path = os.path.join(at, name)
-                try:
-                    if name.startswith(TEMPORARY) and abandoned(name, os.stat(path).st_mtime):
-                        os.unlink(path)
-                except FileNotFoundError:  # its writer has just finished
-                    pass
-            if not deep:
-                return
+        if self.is_local:
+            atomic.clean(self.path(prefix), deep)
 
 
 def _state(info: dict) -> str:

@@ -25,6 +25,8 @@ import numpy as np
 
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.index import shard_name
+from shards.pack import MAX_QUARANTINED, MIN_QUARANTINED
 from shards.target_file import (
     ABSENT,
     DELETE,
@@ -103,7 +105,7 @@ class TargetStore:
         """
         teacher = teacher or (expect.teacher if expect else "")
         there = _fingerprints(dataset, teacher)
-        hint = f"make them: ser targets ... ; there are {there or 'none'} for {teacher!r}"
+        hint = f"make them (ser targets RECIPE; features: ser run RECIPE); there are {there or 'none'} for {teacher!r}"
         where = f"{dataset.url}/targets/{teacher}"
         if fingerprint is None and expect is not None and expect.fingerprint in there:
             fingerprint = expect.fingerprint
@@ -220,24 +222,26 @@ class TargetStore:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def due(self, wanted: np.ndarray, views: Sequence[int]) -> list[Unit]:
+    def due(self, wanted: np.ndarray, views: Sequence[int], retry: bool = False) -> list[Unit]:
         """What is still to be computed: wanted, not withdrawn, and in state ABSENT.
 
         Args:
             wanted: bool (n_rows,), for example a fold's train and dev rows.
             views: Views to be covered; ignored (one unit a shard) where targets are view-invariant.
+            retry: Take what is QUARANTINED as well: its audio or its disk was mended since.
 
         Returns:
             Units ordered by shard, then view; each is one file to write.
         """
         self.refresh()
         wanted = np.asarray(wanted, bool) & self.dataset.alive
+        states = (ABSENT, QUARANTINED) if retry else (ABSENT,)
         units = []
         for s, info in enumerate(self.dataset.shards):
             rows = info.rows.start + np.flatnonzero(wanted[info.rows.start : info.rows.stop])
             for view in [0] if self.spec.view_invariant else sorted(set(views)):
                 if rows.size:
-                    left = rows[self.state(rows, view) == ABSENT]
+                    left = rows[np.isin(self.state(rows, view), states)]
                     units += [Unit(s, int(view), left)] if left.size else []
         return units
 
@@ -248,7 +252,9 @@ class TargetStore:
 
         Args:
             unit: From `due`; its rows in any order.
-            states: uint8 (n,), state of each row of the unit.
+            states: uint8 (n,), state of each row of the unit. More QUARANTINED ones than packing would allow
+                (`MAX_QUARANTINED`, but never fewer than `MIN_QUARANTINED`) are taken only from a shard whose bytes
+                are those that were packed.
             arrays: Output name -> n arrays (anything where the state is not PRESENT), cast to the output's dtype.
 
         Returns:
@@ -256,12 +262,14 @@ class TargetStore:
             they are written as QUARANTINED.
 
         Raises:
-            UserError: A shape that is not the output's.
+            UserError: A shape that is not the output's; or too much of the unit is quarantined and its shard is damaged:
+                nothing was written then.
         """
         info, folder = self.dataset.shards[unit.shard], self._folder(unit.view)
         for given in (states, *(arrays[o.name] for o in self.spec.outputs)):
             assert len(given) == len(unit.rows)
         assert all(info.rows.start <= row < info.rows.stop for row in (unit.rows.min(), unit.rows.max()))
+        self._refuse_damage(unit, np.asarray(states))
         self._files.pop((unit.shard, folder), None)
         before = self._file(unit.shard, folder)
         n = info.rows.stop - info.rows.start
@@ -287,6 +295,22 @@ class TargetStore:
         )
         self._files.pop((unit.shard, folder), None)
         return np.array(refused, np.int64)
+
+    def _refuse_damage(self, unit: Unit, states: np.ndarray) -> None:
+        """A bad moment of a disk must not become what a teacher said for ever."""
+        bad, info = int((states == QUARANTINED).sum()), self.dataset.shards[unit.shard]
+        if bad <= max(MIN_QUARANTINED - 1, int(MAX_QUARANTINED * len(states))):
+            return
+        if not self.dataset.intact(unit.shard):
+            raise UserError(
+                f"{bad} of {len(states)} utterances of this shard cannot be used, and its bytes are not those that "
+                "were packed",
+                where=info.url,
+                hint=f"ser verify {self.dataset.url} names all damage; restore the shard from a copy, then run the "
+                "same command again",
+            )
+        # The stored shard is whole, so what was read of it may have come from a bad copy on this machine.
+        self.dataset.store.forget(shard_name(info.number), info.sha256)
 
     def _checked(self, output: Output, value: Any, row: int) -> np.ndarray:
         with np.errstate(over="ignore"):

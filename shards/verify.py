@@ -1,6 +1,6 @@
 """Re-reading a whole dataset, past every cache, and naming what is wrong with it.
 
-Guarantees: every byte of every shard, index and of plan.arrow is read; each problem names its file and, where it can, its key;
+Guarantees: every byte of every shard, index, file of targets and of plan.arrow is read; each problem names its file and, where it can, its key;
 damage in one place does not hide damage in another. Members of a tar are data: their names are compared, never used as paths.
 """
 
@@ -20,6 +20,7 @@ from shards.errors import UserError
 from shards.index import SCHEMA, facts_of, index_name, key_hash, member, read_report, shard_name
 from shards.pack import Run, serial
 from shards.store import Store
+from shards.target_list import check_folder, folders_of
 from shards.utterance import SAMPLE_RATE
 
 
@@ -39,7 +40,7 @@ def verify(url: str, run: Run = serial) -> list[Problem]:
     """Checks everything in a dataset; an empty list means that all is well.
 
     Args:
-        run: Maps a function over the shards, in any order (see `shards.pack.pack`).
+        run: Maps a function over the shards, then over the folders of targets, in any order (see `shards.pack.pack`).
 
     Raises:
         UserError: There is no dataset, or `dataset.json` itself is damaged.
@@ -55,7 +56,14 @@ def verify(url: str, run: Run = serial) -> list[Problem]:
                 problems.append(Problem(name, key, f"the key occurs in {keys[key.lower()]} too"))
             keys[key.lower()] = name
     problems += check_columns(store, meta, whole=not problems)
+    for mine in run(partial(check_targets, store), sorted(folders_of(store))):
+        problems += mine
     return sorted(problems, key=lambda p: (p.file, p.key, p.what))
+
+
+def check_targets(store: Store, place: tuple[str, str]) -> list[Problem]:
+    """Checks the files of one (teacher, fingerprint)."""
+    return [Problem(name, "", what) for name, what in check_folder(store, place)]
 
 
 def check_shard(store: Store, entry: dict) -> tuple[str, list[str], list[Problem]]:

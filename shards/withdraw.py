@@ -30,7 +30,7 @@ from shards.index import (
     shard_name,
     write_index,
 )
-from shards.pack import Run, ShardFile, finished, serial, standing
+from shards.pack import Run, ShardFile, finished, serial, standing, tar_writer
 from shards.store import Store
 from shards.target_list import carry, files_by_shard
 
@@ -93,6 +93,7 @@ def erase(url: str, run: Run = serial) -> Dataset:
         else:
             kept.append(report)
     if touched:
+        tar_writer()  # refused before anything is removed
         for folder in ("", "shards", "index"):
             store.clean(folder)
         # What an earlier, killed erasure copied may hold speakers that were withdrawn since, under other numbers.

@@ -81,6 +81,7 @@ def recipe_values(folder: Path, dataset: str, models: dict[str, Any], **changes:
         "data": {"path": dataset, "corpora": [{"reader": "manifest", "root": str(folder)}]},
         "protocol": {
             "name": "tiny",
+            "corpora": ["tiny"],
             "classes": {name: [name] for name in CLASSES},
             "dimensions": ["valence", "arousal", "dominance"],
             "folds": {"by": "session", "kind": "leave-one-out"},

@@ -6,7 +6,7 @@ built or loaded, so a convolutional student predicts without them.
 
 from ser.models.base import ModelOutput, SERModel, count_parameters
 from ser.models.config import ModelConfig, parse_config
-from ser.models.io import build, load, save
+from ser.models.io import build, load, load_meta, save
 from ser.models.projectors import Projectors
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "count_parameters",
     "load",
+    "load_meta",
     "parse_config",
     "save",
 ]

@@ -1,8 +1,8 @@
 """Backbones of the transformers library: pretrained from a hub name or folder, or random from a configuration.
 
 Guarantees: float32 weights whatever the checkpoint's own type; a checkpoint that lacks a weight of the model is
-refused (transformers would only warn and leave it random); no code of a repository is ever run; transformers is
-imported here, on use. Weights are loaded whole, before any sharding: weight-normed convolutions do not survive
+refused (transformers would only warn and leave it random); no code of a repository is ever run, nor is the user asked
+whether it may (transformers' default); transformers is imported here, on use. Weights are loaded whole, before any sharding: weight-normed convolutions do not survive
 being built inside a partitioned context.
 """
 
@@ -54,10 +54,10 @@ def load_backbone(config: PretrainedConfig, overrides: Mapping[str, Any], stored
     assert config.name is not None
     source = {"revision": config.revision, "local_files_only": config.local_files_only}
     with _hub_errors(config), _quiet():
-        shape = transformers.AutoConfig.from_pretrained(config.name, **source)
+        shape = transformers.AutoConfig.from_pretrained(config.name, trust_remote_code=False, **source)
         _override(shape, config, overrides)
         model, report = transformers.AutoModel.from_pretrained(
-            config.name, config=shape, output_loading_info=True, **source, **options
+            config.name, config=shape, output_loading_info=True, trust_remote_code=False, **source, **options
         )
     missing = [key for key in report["missing_keys"] if not any(part in key for part in _OPTIONAL)]
     faults = sorted(missing) + sorted(map(str, report["mismatched_keys"]))
@@ -161,6 +161,12 @@ def _hub_errors(config: PretrainedConfig) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         folder = Path(str(config.name)).expanduser()
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                "the pretrained model brings its own code, which is never run here",
+                where=str(config.name),
+                hint="name a checkpoint of an architecture that transformers itself knows",
+            ) from error
         hint = (
             "check the folder: config.json and model.safetensors must lie in it"
             if folder.exists()

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ser.models.base import SERModel, count_parameters
 from ser.models.config import FusedConfig, ModelConfig, parse_config
+from shards import atomic
 from shards.errors import UserError
 
 FORMAT = 1
@@ -75,10 +76,11 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     # From here to the last line the folder is no model, rather than a mixture of two.
     (folder / FACTS).unlink(missing_ok=True)
+    atomic.clean(folder)
     tensors, aliases = _unshared(model.state_dict() if state is None else state)
     contents = {WEIGHTS: to_safetensors(tensors), **model.extra_files()}
     for name, content in contents.items():
-        _write(folder / name, content)
+        atomic.write(folder / name, content)
     facts = {
         "format": FORMAT,
         "config": model.config.model_dump(mode="json"),
@@ -94,8 +96,29 @@ def save(
         "meta": dict(meta),
     }
     # Keys unsorted: the order of a fused model's components is the order of its weights.
-    _write(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+    atomic.write(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
     return folder
+
+
+def load_meta(directory: str | os.PathLike) -> dict[str, Any]:
+    """`meta` of a saved model alone; no weights are read.
+
+    Raises:
+        UserError: No model there, or a newer format.
+    """
+    return _facts(Path(directory))["meta"]
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no {FACTS}, so no complete model", where=str(folder)) from None
+    except ValueError as error:
+        raise UserError(f"{FACTS} is not JSON: {error}", where=str(folder)) from None
+    if facts.get("format") != FORMAT:
+        raise UserError(f"model format {facts.get('format')}, this version reads {FORMAT}", where=str(folder))
+    return facts
 
 
 def load(directory: str | os.PathLike) -> tuple[SERModel, dict[str, Any]]:
@@ -107,14 +130,7 @@ def load(directory: str | os.PathLike) -> tuple[SERModel, dict[str, Any]]:
     from safetensors.torch import load as from_safetensors
 
     folder = Path(directory)
-    try:
-        facts = json.loads((folder / FACTS).read_text())
-    except FileNotFoundError:
-        raise UserError(f"there is no {FACTS}, so no complete model", where=str(folder)) from None
-    except ValueError as error:
-        raise UserError(f"{FACTS} is not JSON: {error}", where=str(folder)) from None
-    if facts.get("format") != FORMAT:
-        raise UserError(f"model format {facts.get('format')}, this version reads {FORMAT}", where=str(folder))
+    facts = _facts(folder)
     files = {name: _read(folder, name, digest) for name, digest in facts["files"].items()}
     tensors = from_safetensors(files.pop(WEIGHTS))
     for alias, name in facts["aliases"].items():
@@ -245,12 +261,3 @@ def _read(folder: Path, name: str, digest: str) -> bytes:
             hint="copy the model again, or train it again",
         )
     return content
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

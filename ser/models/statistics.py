@@ -2,7 +2,8 @@
 
 On a few hundred utterances a convolution learns the training set before it learns the task; the mean, spread,
 percentiles and restlessness of each feature carry most of what a small corpus can teach (the eGeMAPS idea: Eyben et al.
-2016). Here they are computed from the very frames of the view, so they can be distilled and augmented like anything.
+2016). What changes from one quarter of the utterance to the next is worth as much again: the course of pitch, loudness
+and spectrum. All of it is computed from the very frames of the view, so it can be distilled and augmented like anything.
 
 Guarantees: only true frames count, whatever lies behind them; a row of length 0 gives zeros; all values are within
 `LIMIT` deviations of the training mean, so one odd utterance cannot dominate.
@@ -16,12 +17,16 @@ from ser.features.functionals import cosines
 from ser.models.pooling import frame_mask
 
 PERCENTILES = (0.1, 0.5, 0.9)
-KINDS = 3 + len(PERCENTILES)
+PARTS = 4
+KINDS = 3 + len(PERCENTILES) + 2 * PARTS
 LIMIT = 5.0
 
 
 class Functionals(nn.Module):
-    """(B, T, F) frames and (B,) lengths -> (B, size): standardised mean, deviation, percentiles, deviation of the slope.
+    """(B, T, F) frames and (B,) lengths -> (B, size), standardised.
+
+    Of each feature: mean, deviation, percentiles, deviation of the slope, and of each quarter of the utterance the
+    mean (less that of the whole) and the deviation.
 
     Args:
         features: F.
@@ -77,7 +82,7 @@ class Functionals(nn.Module):
             # the decider itself is only meaningful where it is not 0
             needs = (column >= self.voiced[1]) | (column == self.voiced[0])
             mask = torch.where(needs, spoken.unsqueeze(-1), mask)
-        parts = _moments(x, mask) + _percentiles(x, mask) + _slope(x, mask)
+        parts = _moments(x, mask) + _percentiles(x, mask) + _slope(x, mask) + _course(x, mask, lengths)
         if self.voiced is not None:
             count = inside.sum(1).clamp_min(1)
             begins = (spoken[:, 1:] & ~spoken[:, :-1]).sum(1)
@@ -111,3 +116,15 @@ def _slope(x: Tensor, mask: Tensor) -> list[Tensor]:
     if x.shape[1] < 3:
         return [x.new_zeros(x.shape[0], x.shape[2])]
     return _moments((x[:, 2:] - x[:, :-2]) / 2, mask[:, 2:] & mask[:, :-2])[1:]
+
+
+def _course(x: Tensor, mask: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Mean (less the whole's) and deviation in each of `PARTS` equal stretches of time; 0 where no frame counts."""
+    rest = torch.where(mask, x - _moments(x, mask)[0][:, None], 0.0)
+    place = torch.arange(x.shape[1], device=x.device) * PARTS // lengths.clamp_min(1)[:, None]
+    # frames behind the end are masked, wherever they are counted
+    member = torch.nn.functional.one_hot(place.clamp_max(PARTS - 1), PARTS).to(x.dtype).transpose(1, 2)
+    count = (member @ mask.to(x.dtype)).clamp_min(1)
+    mean = member @ rest / count
+    own = torch.where(mask, rest - member.transpose(1, 2) @ mean, 0.0)
+    return [mean.flatten(1), (member @ own.square() / count).sqrt().flatten(1)]

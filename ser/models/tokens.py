@@ -66,7 +66,9 @@ def pretrained(name: str, revision: str | None, local_files_only: bool) -> Token
     from transformers import AutoTokenizer
 
     try:
-        whole = AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=local_files_only)
+        whole = AutoTokenizer.from_pretrained(
+            name, revision=revision, local_files_only=local_files_only, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"the tokenizer cannot be loaded: {first}", where=name) from error

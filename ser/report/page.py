@@ -117,6 +117,8 @@ def badges(report: dict[str, Any]) -> list[tuple[str, str]]:
         out.append(("INCOMPLETE", "bad"))
     if any(f["level"] == "leak" for f in report["findings"]):
         out.append(("LEAKS", "bad"))
+    if any(words.is_non_nested(m["exposure"]) for m in report["models"].values()):
+        out.append(("NON-NESTED", "bad"))
     return out
 
 
@@ -130,6 +132,12 @@ def sentences(report: dict[str, Any], comparisons: list[dict[str, Any]]) -> list
         f"{words.plural(test['speakers'], 'speaker')}, {where}"
     )
     out.append(f"{tested}{_heard(report)}")
+    told = [m["exposure"] for m in report["models"].values() if words.is_non_nested(m["exposure"])]
+    if told:
+        out.append(
+            f"{words.settings(told[0])}: the test voices had a say in the settings, so the numbers are too "
+            "high by an unknown amount."
+        )
     for row in comparisons:
         if row["against"] != "labels" or not row["result"] or row["result"]["difference"] is None:
             continue

@@ -46,7 +46,8 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                     ],
                     "ceiling": words.number(limit, "ua") if limit is not None else words.NONE,
                     "unknown": model["exposure"]["unknown"],
-                    "tuning": model["exposure"]["tuning"],
+                    "settings": words.settings(model["exposure"]),
+                    "non_nested": words.is_non_nested(model["exposure"]),
                 }
             )
         out.append(

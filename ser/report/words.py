@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ser.scoring import LOWER_IS_BETTER
+
 NONE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 ALPHA = 0.05
@@ -23,7 +25,6 @@ METRICS: dict[str, tuple[str, str, float, int]] = {
     "valence_sign": ("valence sign", "share of right answers to: positive or negative valence, in %", 100, 1),
     "arousal_sign": ("arousal sign", "share of right answers to: high or low arousal, in %", 100, 1),
 }
-LOWER_IS_BETTER = {"ece", "brier", "nll", "soft_nll"}
 
 
 def title(metric: str) -> str:
@@ -90,6 +91,31 @@ def verdict(row: dict[str, Any], permuted: bool) -> tuple[str, str]:
     if gain > 0:
         return "better" + (", which permuted targets should not be" if permuted else ""), "better"
     return "worse", "worse"
+
+
+SEARCHED = {
+    "nested": "searched inside each fold",
+    "outside": "searched on voices of no test",
+    "non-nested": "searched with sight of a test set",
+}
+
+
+def is_non_nested(exposure: dict[str, Any]) -> bool:
+    """Whether a test set was in view when the settings were made."""
+    declared = exposure["declared"] or {}
+    return "non-nested" in (exposure["tuning"], declared.get("selection"))
+
+
+def settings(exposure: dict[str, Any]) -> str:
+    """Where a model's hyper-parameters come from; what was tuned on a test set begins with "non-nested"."""
+    declared, searched = exposure["declared"], SEARCHED.get(exposure["tuning"])
+    if declared is None:
+        text = "settings as written, not searched here" if searched is None else "other settings as written"
+    else:
+        how = {"nested": "tuned inside each fold: ", "outside": "chosen on ", "non-nested": "tuned on "}
+        text = f"settings {how[declared['selection']]}{declared['data']}"
+    text = text if searched is None else f"{searched}; {text}"
+    return f"non-nested: {text}" if is_non_nested(exposure) else text
 
 
 def count(value: float | None) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from shards.corpora._common import check_mode, corpus_root, some
 from shards.corpora._rows import Mapper, finish
-from shards.corpora._yaml import parse
 from shards.corpora.manifest import table_rows
 from shards.errors import UserError
 from shards.utterance import Utterance
@@ -134,7 +133,7 @@ def read(
     path = folder / "db.yaml"
     if not path.is_file():
         raise UserError("audformat: no db.yaml", where=str(folder), hint="give the folder of the database")
-    header = parse(path.read_text("utf-8"), str(path))
+    header = _header(path)
     if not isinstance(header, dict) or not header.get("tables"):
         raise UserError(
             "audformat: the header names no tables", where=str(path), hint="save the database again"
@@ -293,6 +292,33 @@ def _scale(header: dict, chosen: dict[str, tuple[str, str]]) -> list[float] | No
         if "minimum" in scheme and "maximum" in scheme:
             return [scheme["minimum"], scheme["maximum"]]
     return None
+
+
+def _header(path: Path) -> object:
+    """db.yaml as plain values; dates stay text.
+
+    Raises:
+        UserError: Not YAML, or a tag that asks for more than plain values; names line and column.
+    """
+    import yaml  # this corpus alone is described in YAML
+
+    try:
+        return _plain(yaml.safe_load(path.read_text("utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(
+            f"audformat: the header cannot be read: {getattr(error, 'problem', None) or error}",
+            where=f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path),
+            hint="save the database again",
+        ) from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 def _language(languages: object) -> str | None:

@@ -90,7 +90,7 @@ class ViewPolicy:
             object.__setattr__(self, name, value)  # frozen: values are normalised once, here
 
         put("count", _whole("count", self.count, 0, 10**6))
-        put("seed", _whole("seed", self.seed, -(1 << 63), (1 << 64) - 1))
+        put("seed", _whole("seed", self.seed, 0, (1 << 64) - 1))
         put("mask_share", _whole("mask_share", self.mask_share, 0, 1000))
         for name, least, most in (("gain_db", -60, 60), ("snr_db", -20, 100), ("room_db", -20, 60)):
             put(name, _decibel(name, getattr(self, name), least, most))

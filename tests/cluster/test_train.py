@@ -1,6 +1,7 @@
 """Training on Ray: the same weights as plain processes, to the bit, also when a worker is killed on the way."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from ser.job import Job, directory
 from ser.recipe import Recipe
 from shards.errors import UserError
 from tests import tiny
-from tests.faults import same_training, train_one, trained
+from tests.faults import Kill, killed, same_training, train_one, trained
 from tests.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -78,6 +79,16 @@ def test_ray_train_gives_the_weights_of_plain_processes_though_a_worker_is_kille
     assert killed, "no worker was killed"
     same_training(plain, folder)
     assert not [p for p in folder.parent.iterdir() if p.name.startswith(".")], "Ray's own files are gone"
+
+
+def test_ray_train_goes_on_from_a_checkpoint_of_another_number_of_workers(session, tmp_path, tiny_dataset):
+    made = values(tmp_path / "made", tiny_dataset, zero_stage=2)
+    job = (FOLD, "acoustic", 0)
+    killed(made, job, Kill("ser.train:train_step", 7))
+    recipe = values(tmp_path / "ray", tiny_dataset, zero_stage=2)
+    shutil.copytree(tmp_path / "made", tmp_path / "ray")
+    assert [p.name for p in (tmp_path / "ray").rglob("step-*")] == ["step-5"]
+    same_training(trained(made, job, 2), train_many(Recipe.model_validate(recipe), Job(*job)))
 
 
 def test_a_mistake_comes_in_words_and_is_not_tried_again(session, tmp_path, tiny_dataset):

@@ -1,6 +1,8 @@
 """The `ser` command: its verbs, and a user's mistakes in words, with exit code 2 and no traceback."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +31,7 @@ VERBS = (
 
 def recipe(folder: Path, **changes) -> Path:
     model = {
-        "role": "baseline", "model": tiny.CONV, "objective": [{"loss": "ccc"}], "train": tiny.training(1),
+        "role": "baseline", "model": tiny.CONV, "objective": [{"loss": "cross_entropy"}], "train": tiny.training(1),
     }  # fmt: skip
     values = tiny.recipe_values(folder, str(folder / "dataset"), {"student": model}) | changes
     path = folder / "mine.yaml"
@@ -74,6 +76,19 @@ MISTAKES = {
     "no corpus folder": (["run", "{recipe}"], "there is no manifest"),
     "no reader": (["pack", "--corpus", "emodbb=/x", "--out", "{folder}/d"], "emodb"),
     "nothing to pack": (["pack"], "nothing to pack"),
+    "a recipe and corpora": (
+        ["pack", "{recipe}", "--corpus", "emodb=/x"],
+        "a recipe and --corpus do not go together",
+    ),
+    "a recipe and a withdrawal": (["pack", "{recipe}", "--withdraw-speaker", "a/b"], "do not go together"),
+    "corpora and a withdrawal": (
+        ["pack", "--corpus", "emodb=/x", "--out", "{folder}/d", "--erase"],
+        "--erase and --corpus do not go together",
+    ),
+    "a variant of nothing": (["pack", "--variant", "x", "--corpus", "emodb=/x"], "a variant of which recipe"),
+    "an unknown key to pack": (["pack", "{recipe}", "data.pth=x"], "did you mean 'path'"),
+    "an unknown variant to pack": (["pack", "{recipe}", "--variant", "small"], "no variant 'small'"),
+    "memory": (["pack", "{recipe}", "data.path=memory://x"], "seen by one process"),
     "not READER=FOLDER": (["pack", "--corpus", "emodb", "--out", "{folder}/d"], "is not READER=FOLDER"),
     "no dataset": (["verify", "{folder}/nowhere"], "{folder}/nowhere"),
     "no dataset to describe": (["data", "{folder}/nowhere"], "{folder}/nowhere"),
@@ -122,6 +137,73 @@ def test_a_packed_dataset_is_verified_and_described(tiny_dataset, capfd):
     assert code == 0 and "64" in out and "CC0" in out
     code, _, err = ser(capfd, "data", tiny_dataset, "--who-heard", "tiny/nobody")
     assert code == 2 and "no speaker" in err
+
+
+def heard(folder: Path, speaker: str) -> None:
+    """What a training leaves of its exposure."""
+    folder.mkdir(parents=True)
+    told = {"schema": 1, "fit": [speaker], "select": [], "unknown": []}
+    (folder / "model.json").write_text(json.dumps({"meta": {"exposure": told}}))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_who_heard_a_speaker_is_found_everywhere_even_when_erased(
+    scheme, tmp_path, tiny_dataset, capfd, monkeypatch
+):
+    from ser import pin
+    from ser.recipe import load
+    from shards.dataset import Dataset
+    from shards.targets import Output, TargetSpec, TargetStore
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("targets", "runs"))
+    url = f"{scheme}{tmp_path / 'dataset'}"
+    resolved = load(str(recipe(tmp_path)), [f"data.path={url}", f"run_dir={tmp_path / 'elsewhere/run'}"])
+    pin.register(resolved)
+    told = {"schema": 1, "fit": ["tiny/s7"], "select": [], "unknown": []}
+    spec = TargetSpec("text", (Output("logits", "utterance", (4,), "float32"),), {"exposure": told})
+    TargetStore.create(Dataset.open(url), spec)
+    heard(resolved.directory / "folds/f/m/seed-0/model", "tiny/s7")
+    heard(tmp_path / "exports/mine", "tiny/s7")
+    heard(tmp_path / "exports/other", "tiny/s1")
+    (tmp_path / "exports/model.json").write_text("[]")
+    for state in ("", " (withdrawn)", " (withdrawn)"):
+        code, out, err = ser(capfd, "data", url, "--who-heard", "tiny/s7", "--runs", tmp_path / "exports")
+        assert code == 0 and f"who has heard tiny/s7{state}" in out, out + err
+        for part in (
+            "elsewhere/run/folds/f/m/seed-0/model",
+            "exports/mine",
+            f"targets/text/{spec.fingerprint}",
+        ):
+            assert part in out, out
+        assert "exports/other" not in out
+        assert (
+            f"searched: 1 sets of targets; models in {tmp_path / 'elsewhere/run'}, {tmp_path / 'exports'}"
+            in out
+        )
+        how = ["--withdraw-speaker", "tiny/s7"] if not state else ["--erase"]
+        assert ser(capfd, "pack", "--out", url, *how)[0] == 0
+    shutil.rmtree(resolved.directory)
+    code, out, err = ser(capfd, "data", url, "--who-heard", "tiny/s7")
+    assert (
+        code == 0 and "models in no folder" in out and f"not searched: {resolved.directory} (of host" in err
+    )
+    code, _, err = ser(capfd, "data", url, "--who-heard", "tiny/s17")
+    assert code == 2 and "is or was in the dataset" in err and "did you mean" in err
+
+
+def test_pack_takes_a_recipes_overrides_and_variants(tmp_path, capfd, monkeypatch):
+    from launch import run as stages
+
+    asked = []
+    monkeypatch.setattr(
+        stages, "run", lambda recipe, display, until, only: asked.append((recipe, until)) or []
+    )
+    path = recipe(tmp_path, variants={"small": {"data": {"shard_seconds": 7}}})
+    code, out, err = ser(capfd, "pack", path, "data.path=elsewhere", "--variant", "small")
+    assert code == 0, out + err
+    ((resolved, until),) = asked
+    assert (resolved.data.path, resolved.data.shard_seconds, until) == ("elsewhere", 7, "pack")
 
 
 def test_the_entry_point_is_installed():

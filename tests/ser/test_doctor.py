@@ -1,6 +1,7 @@
 """ser.doctor and ser.environment: what is wrong is found, what is mended is only that, and nothing is guessed."""
 
 import importlib.util
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -37,6 +38,16 @@ def test_an_extension_beside_a_cpu_torch_is_found_and_only_it_is_removed(audio):
     assert doctor.mend() == 1 and doctor.mend() == 0
     assert sorted(p.name for p in audio.rglob("*") if p.is_file()) == ["__init__.py", "notes.txt"]
     assert of("torchaudio loads beside this torch").well
+
+
+def test_an_extension_that_loads_stays(audio):
+    """A CPU build of torchaudio, whose extension is in use."""
+    import _ctypes
+
+    shutil.copy(_ctypes.__file__, audio / "lib" / "good.so")
+    assert [path.name for path in doctor.torchaudio_extensions()] == ["_torchaudio.so"]
+    assert doctor.mend() == 1
+    assert (audio / "lib" / "good.so").exists() and not (audio / "lib" / "_torchaudio.so").exists()
 
 
 @pytest.mark.parametrize("kind", ["cuda", "hip"])

@@ -44,7 +44,7 @@ def plain_training(recipe_values: dict) -> tuple[list[float], dict[str, np.ndarr
     from ser.job import Job
     from ser.recipe import Recipe
     from ser.setting import open_setting
-    from ser.train import seed_everything
+    from ser.step import seed_everything
     from shards.loader import load_slot
     from tests.ser.worlds import ALONE
 

@@ -168,7 +168,7 @@ def test_confusions_and_calibration(run):
     assert sum(b["count"] for b in model["calibration"]) == 720
     top, right = np.array(top), np.array(right)
     for i, b in enumerate(model["calibration"]):
-        inside = (top > i / 10) & (top <= (i + 1) / 10)
+        inside = (top > i / 15) & (top <= (i + 1) / 15)
         assert b["count"] == inside.sum()
         if b["count"]:
             assert b["accuracy"] == pytest.approx(right[inside].mean())

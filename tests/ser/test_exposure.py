@@ -147,9 +147,9 @@ def test_how_hyper_parameters_were_chosen(data, made):
     assert tuning({}, tests) == "untuned"
     assert tuning(devs, tests) == "nested"
     assert tuning(dict.fromkeys(tests, frozenset({"other/z"})), tests) == "outside"
-    assert tuning(dict.fromkeys(tests, devs["session-0"]), tests) == "non-nested"
+    assert tuning(dict.fromkeys(tests, devs[made[0].name]), tests) == "non-nested"
     # Choosing once for all folds on one fold's dev set: the check of the fold that tests those speakers refuses it.
-    chosen = devs["session-0"]
+    chosen = devs[made[0].name]
     fold = made[1]
     own = heard(data, fold, select=of_rows(data, fold.dev) | chosen)
     with pytest.raises(UserError, match="non-nested"):

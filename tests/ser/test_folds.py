@@ -37,7 +37,7 @@ def toy(tmp_path_factory):
 
 def test_leave_one_speaker_out_with_the_next_speaker_as_dev(toy):
     made = folds(protocol(), toy)
-    assert [f.name for f in made] == [f"speaker-s{i}" for i in range(6)]
+    assert [f.name for f in made] == [f"speaker-toy-s{i}" for i in range(6)]
     for i, fold in enumerate(made):
         assert who(toy, fold.test) == {f"s{i}"} and who(toy, fold.dev) == {f"s{(i + 1) % 6}"}
         assert len(who(toy, fold.train)) == 4
@@ -55,7 +55,7 @@ def test_leave_one_speaker_out_with_the_next_speaker_as_dev(toy):
 def test_leave_one_session_out(toy):
     session = protocol(folds={"kind": "leave-one-out", "by": "session"}, dev={"by": "session", "count": 1})
     made = folds(session, toy)
-    assert [f.name for f in made] == ["session-0", "session-1", "session-2"]
+    assert [f.name for f in made] == ["session-toy-0", "session-toy-1", "session-toy-2"]
     assert who(toy, made[0].test) == {"s0", "s1"} and who(toy, made[0].dev) == {"s2", "s3"}
     mixed = protocol(folds={"kind": "leave-one-out", "by": "session"})
     with pytest.raises(UserError, match="1 session in both train and dev: toy/1"):
@@ -205,9 +205,9 @@ def test_what_is_reported(tmp_path):
     kinds = {f.kind for f in found}
     assert {"texts", "audio", "empty classes", "unknown speakers", "text says nothing"} <= kinds
     assert all(f.level == "note" for f in found)
-    (empty,) = [f for f in found if f.kind == "empty classes" and f.fold == "speaker-s3"]
+    (empty,) = [f for f in found if f.kind == "empty classes" and f.fold == "speaker-toy-s3"]
     assert empty.items == ("c",) and "test" in empty.text
-    audio = [f for f in found if f.kind == "audio" and f.fold == "speaker-s0"]
+    audio = [f for f in found if f.kind == "audio" and f.fold == "speaker-toy-s0"]
     assert len(audio) == 1 and "1 of 3" in audio[0].text
 
 
@@ -224,7 +224,7 @@ def test_empty_splits_and_missing_speakers_are_errors(tmp_path):
     with pytest.raises(UserError, match="1 labelled utterances have no speaker"):
         folds(protocol(), data)
     two = packed(tmp_path / "two", grid(speakers=2))
-    with pytest.raises(UserError, match="the dev set of fold speaker-s0 has no labelled utterance"):
+    with pytest.raises(UserError, match="the dev set of fold speaker-toy-s0 has no labelled utterance"):
         folds(protocol(), two)
     assert len(folds(protocol(dev=None, checkpoint="last"), two)) == 2
     one = packed(tmp_path / "one", grid(speakers=1))

@@ -24,7 +24,7 @@ KINDS = {
 
 def setting_of(dataset: str) -> Setting:
     model = {
-        "role": "baseline", "model": tiny.CONV, "objective": [{"loss": "ccc"}], "train": tiny.training(1),
+        "role": "baseline", "model": tiny.CONV, "objective": [{"loss": "cross_entropy"}, {"loss": "ccc"}], "train": tiny.training(1),
     }  # fmt: skip
     return open_setting(Recipe.model_validate(tiny.recipe_values(Path("nowhere"), dataset, {"m": model})))
 

@@ -15,7 +15,7 @@ from shards.errors import UserError
 from tests import tiny
 
 KL = [{"loss": "kl", "teacher": "text"}]
-LABELS = [{"loss": "ccc"}]
+LABELS = [{"loss": "cross_entropy"}]
 
 
 def models(**more) -> dict:
@@ -239,9 +239,10 @@ def test_a_trial_and_a_choice_change_the_training_and_nothing_else(tmp_path):
     trial = Job("a", "student", 0, trial='{"optimizer.lr": 0.5}')
     assert train_config(recipe, trial).optimizer.lr == 0.5
     assert train_config(recipe, Job("a", "student", 0)).optimizer.lr == 1e-3
-    chosen = recipe.directory / "chosen/a.yaml"
-    chosen.parent.mkdir(parents=True)
-    chosen.write_text(yaml.safe_dump({"student": {"optimizer.lr": 0.25}}))
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen/a.yaml").write_text(yaml.safe_dump({"student": {"optimizer.lr": 0.25}}))
+    recipe = load(str(write(tmp_path, chosen="chosen")))
+    assert train_config(recipe, trial).optimizer.lr == 0.5
     assert train_config(recipe, Job("a", "student", 0)).optimizer.lr == 0.25
     assert train_config(recipe, Job("b", "student", 0)).optimizer.lr == 1e-3
     with pytest.raises(UserError, match="optimzer"):

@@ -166,11 +166,37 @@ def test_leaks_unknowns_and_what_is_missing_stand_out(run, tmp_path):
     assert ("bad", "LEGACY") in badges and ("bad", "LEAKS") in badges and ("bad", "INCOMPLETE") in badges
     assert '<span class="leak">fold fold-1: 3 speakers in both train and test</span>' in path.read_text()
     for words_ in (
-        "no estimate for new speakers", "unknown: hub/wavlm", "tuned: non-nested", "3 of 240 without input",
+        "no estimate for new speakers", "unknown: hub/wavlm", "non-nested: searched with sight of a test set; other settings as written", "3 of 240 without input",
         "missing fold-1 baseline seed 2", "voice2: 1 training missing", "not compared: not finished: voice2",
     ):  # fmt: skip
         assert words_ in page.words
     assert "none of these voices was heard" not in page.words
+
+
+def test_every_row_says_where_its_settings_come_from(run, tmp_path):
+    """Undeclared, chosen elsewhere, and with a test set in view: the last in red, in the row, the head and the summary."""
+    other = fewer(run[1])
+    rows = 2 * len(other["order"])  # against two sets of labels
+
+    def page(**declared) -> tuple[str, Page]:
+        for model in other["models"].values():
+            model["exposure"]["declared"] = declared or None
+        path = write_page(other, tmp_path / "report.html")
+        check_whole(page_of(path), path.read_text())
+        return path.read_text(), page_of(path)
+
+    assert {m["exposure"]["declared"] for m in other["models"].values()} == {None}
+    plain, _ = page()
+    assert plain.count("settings as written, not searched here</span></td>") == rows + len(other["order"])
+    elsewhere, _ = page(selection="outside", data="another corpus")
+    assert elsewhere.count("settings chosen on another corpus</span>") == rows + len(other["order"])
+    assert "NON-NESTED" not in plain + elsewhere
+    seen, words_ = page(selection="non-nested", data="trials on fold-1")
+    assert (
+        len(re.findall(r'class="in leak"[^>]*>non-nested: settings tuned on trials on fold-1<', seen)) == rows
+    )
+    assert '<span class="badge bad">NON-NESTED</span>' in seen
+    assert "non-nested: settings tuned on trials on fold-1: the test voices had a say" in words_.words
 
 
 def test_a_legacy_run_shows_its_leaks(tmp_path):

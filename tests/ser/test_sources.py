@@ -3,10 +3,13 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ser.exposure import Exposure, of_rows
 from ser.sources import CrossFitted, Permuted, parts_of
+from shards.errors import UserError
 from shards.law import hash64
 
 ROWS = 40
@@ -18,14 +21,20 @@ def dataset(speakers: np.ndarray) -> SimpleNamespace:
             return len(self.speaker)
 
     keys = hash64(3, np.arange(len(speakers), dtype=np.uint64))
-    return Data(key_hash=keys, speaker=speakers)
+    names = [f"toy/{i}" for i in range(int(speakers.max()) + 1)]
+    nowhere = np.full(len(speakers), -1)
+    return Data(
+        key_hash=keys, speaker=speakers, speakers=names, recording=nowhere, recordings=[], corpus=nowhere * 0,
+        corpora=["toy"], keys=lambda rows: [f"k{row}" for row in rows],
+    )  # fmt: skip
 
 
 class Store:
     """Says (its number, row, view) of every row; a row is present unless it is a multiple of 7."""
 
-    def __init__(self, number: int, data):
-        self.number, self.dataset, self.spec, self.root = number, data, "spec", "root"
+    def __init__(self, number: int, data, fit: frozenset[str] = frozenset()):
+        self.number, self.dataset, self.root = number, data, "root"
+        self.spec = SimpleNamespace(teacher="t", fields={"exposure": Exposure(fit).to_json()})
 
     def state(self, rows, views=0):
         return (np.asarray(rows) % 7 != 0).astype(np.uint8)
@@ -81,3 +90,29 @@ def test_a_permuted_cross_fitted_target_comes_from_its_own_rows_copy():
     source = Permuted(CrossFitted(Store(99, data), [Store(0, data), Store(1, data)], part), train, 1)
     said = source.read(train, 1)["logits"]
     assert (said[:, 0] == part[said[:, 1].astype(int)]).all()
+
+
+def test_parts_of_speakers_do_not_change_when_others_are_added():
+    before = dataset(np.arange(ROWS) % 5)
+    after = dataset(np.arange(ROWS) % 5 + 3)  # three speakers more, sorted before them
+    after.speakers = ["a/0", "a/1", "a/2", *before.speakers]
+    train = np.arange(ROWS)
+    assert (parts_of(before, train, 2, 4) == parts_of(after, train, 2, 4)).all()
+
+
+@pytest.mark.parametrize("heard", ["own part", "other part"])
+def test_a_copy_that_has_heard_its_part_is_refused(heard):
+    data = dataset(np.arange(ROWS) % 6)
+    part = parts_of(data, np.arange(ROWS), 2, 0)
+    fit = [of_rows(data, np.flatnonzero((part != k) == (heard == "other part"))) for k in range(2)]
+    copies = [Store(0, data, fit[0]), Store(1, data, fit[1])]
+    if heard == "other part":
+        assert CrossFitted(Store(99, data), copies, part)
+        return
+    with pytest.raises(
+        UserError, match=r"fitted on 3 voices of the part that it must not hear: toy"
+    ) as error:
+        CrossFitted(Store(99, data), copies, part)
+    assert set(fit[0]) == {f"toy/{i}" for i in data.speaker[part == 0]} and "deleting its folder" in str(
+        error.value
+    )

@@ -165,7 +165,7 @@ def test_every_generator_is_seeded_from_seed_step_and_slot():
 
     import torch
 
-    from ser.train import seed_everything
+    from ser.step import seed_everything
 
     def draw(*place: int) -> tuple:
         seed_everything(*place)
@@ -178,19 +178,33 @@ def test_every_generator_is_seeded_from_seed_step_and_slot():
         assert len(set(values_of)) == len(places)
 
 
-def test_a_folder_of_another_recipe_is_replaced_whole(tmp_path):
-    """Its identity goes first: a kill while deleting never leaves a half that looks whole."""
-    from ser.job import write_identity
-    from ser.train import _claim
+def test_a_folder_of_another_recipe_is_replaced_whole(tmp_path, tiny_dataset):
+    """What is half done goes, identity first: a kill while deleting never leaves a half that looks whole."""
+    from ser.claim import claim
+    from ser.job import Job, directory, write_identity
+    from ser.recipe import Recipe
     from tests.ser.worlds import ALONE
 
-    folder = tmp_path / "seed-0"
+    model = {
+        "role": "baseline",
+        "model": tiny.CONV,
+        "objective": [{"loss": "ccc"}],
+        "train": tiny.training(1),
+    }
+    recipe = Recipe.model_validate(tiny.recipe_values(tmp_path, tiny_dataset, {"m": model}))
+    job = Job("session-ses0", "m", 0)
+    folder = directory(recipe, job)
     write_identity(folder, {"model": "old"})
-    (folder / "DONE").write_text("{}")
-    _claim(folder, {"model": "new"}, ALONE)
+    (folder / "events.jsonl").touch()
+    claim(recipe, job, {"model": "new"}, ALONE)
     assert json.loads((folder / "job.json").read_text()) == {"model": "new"}
-    assert not (folder / "DONE").exists()
-    _claim(folder, {"model": "new"}, ALONE)
+    assert not (folder / "events.jsonl").exists()
     (folder / "keep").touch()
-    _claim(folder, copy.deepcopy({"model": "new"}), ALONE)
+    claim(recipe, job, copy.deepcopy({"model": "new"}), ALONE)
     assert (folder / "keep").exists()
+    # what is finished is set aside, and comes back
+    (folder / "DONE").write_text("{}")
+    claim(recipe, job, {"model": "old"}, ALONE)
+    assert not (folder / "keep").exists() and list(recipe.directory.glob("superseded/*/*/*/keep"))
+    claim(recipe, job, {"model": "new"}, ALONE)
+    assert (folder / "keep").exists() and (folder / "DONE").exists()

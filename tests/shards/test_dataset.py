@@ -236,3 +236,39 @@ def test_a_million_rows_open_at_once(tmp_path):
     begin = time.perf_counter()
     assert len(dataset.speakers) == 5_000 and len(dataset.recordings) == 1_000_000
     print(f"vocabularies in {time.perf_counter() - begin:.2f} s")
+
+
+def test_a_slot_is_read_from_its_own_shards_index_alone(tmp_path, monkeypatch):
+    """Opening and loading a slot touches no other index file, and what is kept is bounded."""
+    from shards import dataset as module
+    from shards.batch import Needs, load_slot
+    from shards.slots import Slot
+
+    packed_ = pack(corpus(tmp_path / "src"), tmp_path / "out", shard_seconds=SECONDS)
+    assert len(packed_.shards) >= 3
+    keys, texts = packed_.keys(), packed_.fields(["text"])["text"].to_pylist()
+    first = packed_.shards[0].rows.stop
+    rows = np.array([first, 0, first + 1, first])
+    touched = []
+    read = Store.read
+
+    def spy(self, name):
+        touched.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Store, "read", spy)
+    dataset = Dataset.open(tmp_path / "out")
+    needs = Needs(waveform=True, text=True)
+    batch = load_slot(dataset, Slot(rows, np.zeros(4, np.int64)), needs)
+    assert batch.keys == [keys[r] for r in rows] and batch.text == [texts[r] for r in rows]
+    own = {index_name(dataset.shards[i].number) for i in (0, 1)}
+    assert {name for name in touched if name.startswith("index/")} == own
+    before = len(touched)
+    load_slot(dataset, Slot(rows, np.zeros(4, np.int64)), needs)
+    assert len(touched) == before, "kept"
+    monkeypatch.setattr(module, "HELD_BYTES", 1)
+    everywhere = np.random.default_rng(0).permutation(len(dataset))
+    assert dataset.keys(everywhere) == [keys[r] for r in everywhere]
+    assert len(dataset._held) == 1 and dataset.keys([]) == []
+    with pytest.raises(UserError, match="no column"):
+        dataset.fields(["texts"], [0])

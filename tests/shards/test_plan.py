@@ -274,3 +274,40 @@ def test_sequential(durations, limit, equal, view):
         assert not equal or len(set(samples[at])) == 1
         order += [(shard[i], -samples[i], i) for i in at]
     assert order == sorted(order)
+
+
+def openings(plan: Plan, monkeypatch) -> list[int]:
+    """Epochs whose rows are passed over from now on, one entry a pass."""
+    found: list[int] = []
+    monkeypatch.setattr("shards.plan.shard_order", lambda s, c, seed, epoch: found.append(epoch) or shard_order(s, c, seed, epoch))  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_restart_opens_one_epoch_whatever_its_step(monkeypatch, weighted):
+    data = Data(3, 9, 20, 2)
+    weights = data.weights() if weighted else None
+    config = PlanConfig(seed=5, slot_seconds=30.0, slots=2, pool_shards=3, views=2)
+    walked = data.plan(config, weights=weights)
+    total = walked.total_steps(40)
+    begins = walked.begins
+    assert begins[-1] == total and len(begins) == 41
+    for g in (0, total // 3, total - 1):
+        fresh = data.plan(config, weights=weights)
+        fresh.recall(begins)
+        opened = openings(fresh, monkeypatch)
+        assert listed(fresh, g, g + 1) == listed(walked, g, g + 1) and fresh.locate(g) == walked.locate(g)
+        assert opened.count(fresh.locate(g)[0]) <= 2 and len(set(opened)) == 1, (
+            "without it: an opening an epoch"
+        )
+        monkeypatch.undo()
+    # It goes on beyond what is known, and a shorter memory takes nothing away.
+    fresh = data.plan(config, weights=weights)
+    fresh.recall(begins[:3])
+    assert fresh.total_steps(40) == total and listed(fresh, total - 2, total) == listed(
+        walked, total - 2, total
+    )
+    fresh.recall(begins[:2])
+    assert fresh.begins == begins
+    with pytest.raises(AssertionError):
+        fresh.recall([1, 2])

@@ -295,3 +295,10 @@ def measure(path: Path) -> tuple[float, float, float, float]:
             pitches.append(rate / lag)
     treble = 20 * np.log10(np.sqrt(np.mean(np.diff(x) ** 2)) / rms)
     return len(x) / rate, 20 * np.log10(rms), treble, float(np.median(pitches))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_a_seed_is_a_whole_number_from_0(tmp_path, seed):
+    with pytest.raises(UserError, match="seed is") as error:
+        generate(str(tmp_path / "none"), SIZE, seed=seed)
+    assert error.value.where == "generate.seed" and not (tmp_path / "none").exists()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import cache as caching
+from shards import atomic
 from shards import store as storing
 from shards.cache import Cache
 from shards.errors import UserError
@@ -167,14 +167,14 @@ Cache({str(tmp_path)!r}, 1000).fill("e", 8, write)
 
 
 def test_temporary_names_tell_dead_from_living():
-    name = caching.temporary_name()
-    assert not caching.abandoned(name, 0.0)
+    name = atomic.temporary_name()
+    assert not atomic.abandoned(name, 0.0)
     host, pid, _ = name.rsplit("-", 2)
     child = subprocess.Popen(["true"])
     child.wait()
-    assert caching.abandoned(f"{host}-{child.pid}-x", 0.0)
-    assert caching.abandoned(f"{caching.TEMPORARY}elsewhere-{pid}-x", 0.0)
-    assert not caching.abandoned(f"{caching.TEMPORARY}elsewhere-{pid}-x", 9e12)
+    assert atomic.abandoned(f"{host}-{child.pid}-x", 0.0)
+    assert atomic.abandoned(f"{atomic.TEMPORARY}elsewhere-{pid}-x", 0.0)
+    assert not atomic.abandoned(f"{atomic.TEMPORARY}elsewhere-{pid}-x", 9e12)
 
 
 def test_s3_round_trip(bucket, tmp_path):

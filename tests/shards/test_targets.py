@@ -179,6 +179,45 @@ def test_other_states_are_kept_and_never_due_again(dataset):
     assert unit.shard not in {u.shard for u in store.due(np.ones(N, bool), [0])}
 
 
+def test_quarantined_rows_are_due_again_on_request_only(dataset):
+    store, every = TargetStore.create(dataset, SPEC), np.ones(N, bool)
+    unit = store.due(every, [0])[0]
+    states = np.resize(np.array([PRESENT, NO_INPUT, QUARANTINED], np.uint8), len(unit.rows))
+    commit(store, unit, states)
+    again = [u for u in store.due(every, [0], retry=True) if u.shard == unit.shard]
+    assert [u.rows.tolist() for u in again] == [unit.rows[states == QUARANTINED].tolist()]
+    commit(store, again[0])
+    now = np.where(states == QUARANTINED, PRESENT, states)
+    np.testing.assert_array_equal(store.state(unit.rows), now)
+    agrees(store, unit.rows[now == PRESENT], 0, {(int(r), 0): (PRESENT, says(int(r), 0)) for r in unit.rows})
+    assert unit.shard not in {u.shard for u in store.due(every, [0], retry=True)}
+
+
+def test_a_bad_moment_of_the_disk_is_not_what_the_teacher_said(dataset):
+    """Much of a unit unreadable: taken from a whole shard, refused by name from a damaged one; nothing is written then."""
+    store, every = TargetStore.create(dataset, SPEC), np.ones(N, bool)
+    unit = store.due(every, [0])[0]
+    n, info = len(unit.rows), dataset.shards[0]
+    lost = np.full(n, QUARANTINED, np.uint8)
+    few = np.where(np.arange(n) < 2, QUARANTINED, PRESENT).astype(np.uint8)
+    tar = Path(info.url)
+    whole = tar.read_bytes()
+    tar.chmod(0o644)
+    for damage in (b"\0" * len(whole), whole[: len(whole) // 2]):
+        tar.write_bytes(damage)
+        assert not dataset.intact(0)
+        with pytest.raises(UserError, match=f"{n} of {n} utterances.*not those that were packed") as error:
+            commit(store, unit, lost)
+        assert error.value.where == info.url and f"ser verify {dataset.url}" in error.value.hint
+        assert (store.state(unit.rows) == ABSENT).all()
+    commit(store, unit, few)  # a broken utterance alone is never fatal
+    assert (store.state(unit.rows) == few).all()
+    tar.write_bytes(whole)
+    assert dataset.intact(0)
+    commit(store, unit, lost)  # the audio is what was packed: the teacher cannot answer
+    assert (store.state(unit.rows) == QUARANTINED).all()
+
+
 def test_numbers_that_are_not_finite_as_stored_are_quarantined(dataset):
     spec = TargetSpec("half", (Output("y", "utterance", (2,), "float16"),), {"view_policy": "x"})
     store = TargetStore.create(dataset, spec)
@@ -536,3 +575,47 @@ def test_a_killed_writer_loses_only_the_unit_in_work(dataset):
 
 
 SPEC_ROOT = f"targets/wav-teacher/{SPEC.fingerprint}"
+
+
+def test_what_is_stale_is_told_and_what_is_damaged_hides_nothing(dataset):
+    other = TargetSpec("wav-teacher", OUTPUTS, {**FIELDS, "weights": "0a0b"})
+    third = TargetSpec("wav-teacher", OUTPUTS, {**FIELDS, "exposure": {"fit": ["toy/s1"]}})
+    stores = [TargetStore.create(dataset, spec) for spec in (SPEC, other, third)]
+    for store in stores:
+        fill(store)
+    fingerprints = [store.fingerprint for store in stores]
+    told = {info.fingerprint: info for info in list_targets(dataset)}
+    assert [told[fp].twins for fp in fingerprints] == [(fingerprints[1],), (fingerprints[0],), ()]
+    assert all(info.stale == "" and not info.damaged for info in told.values())
+    broken = Path(dataset.url) / stores[0].root / "v000" / "000001.arrow"
+    broken.write_bytes(b"no Arrow")
+    for path in (Path(dataset.url) / stores[1].root / "v000").iterdir():
+        path.rename(path.with_name(f"9{path.name[1:]}"))
+    (Path(dataset.url) / stores[2].root / "targets.json").unlink()
+    told = {info.fingerprint: info for info in list_targets(dataset)}
+    assert told[fingerprints[0]].damaged == (f"{stores[0].root}/v000/000001.arrow",)
+    assert told[fingerprints[0]].present["v000"] > 0 and told[fingerprints[0]].stale == ""
+    assert "shards that are gone" in told[fingerprints[1]].stale
+    assert "describes" in told[fingerprints[2]].stale
+
+    from shards.verify import verify
+
+    assert [p.file for p in verify(dataset.url)] == [f"{stores[0].root}/v000/000001.arrow"]
+    assert remove(dataset, "wav-teacher", fingerprints[0]) > 0
+    assert verify(dataset.url) == []
+    with pytest.raises(UserError, match="no targets wav-teacher") as error:
+        remove(dataset, "wav-teacher", fingerprints[0])
+    assert fingerprints[1] in error.value.hint
+
+
+def test_verify_reads_every_number_of_targets(dataset):
+    from shards.verify import verify
+
+    store = TargetStore.create(dataset, SPEC)
+    fill(store)
+    path = Path(dataset.url) / store.root / "v000" / "000000.arrow"
+    data, said = path.read_bytes(), says(0, 0)["logits"].tobytes()
+    at = data.index(said)
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    (problem,) = verify(dataset.url)
+    assert problem.file == f"{store.root}/v000/000000.arrow" and "have changed" in problem.what

@@ -415,6 +415,7 @@ def test_changed_file_is_refused(tmp_path):
         {"probability": {"crop": 10}},
         {"probability": {"gain": 0.5}},
         {"count": -1},
+        {"seed": -1},
     ],
 )
 def test_mistakes_are_explained(wrong):

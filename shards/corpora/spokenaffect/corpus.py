@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from shards import atomic
 from shards.errors import UserError
 from shards.utterance import SAMPLE_RATE, Utterance
 
@@ -48,10 +49,12 @@ def generate(
         The folder.
 
     Raises:
-        UserError: another corpus (size, seed or law) lies there, or espeak-ng cannot be used.
+        UserError: a negative seed; another corpus (size, seed or law) lies there; or espeak-ng cannot be used.
     """
     from shards.corpora.spokenaffect.law import draw
 
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed is {seed!r}", where="generate.seed", hint="a whole number from 0")
     folder = Path(root)
     meta = {"corpus": CORPUS, "law": LAW_VERSION, "utterances": utterances, "seed": seed, "block": BLOCK}
     if _claim(folder, meta):
@@ -134,7 +137,7 @@ def _claim(folder: Path, meta: dict) -> bool:
                     hint="choose another folder, or delete this one",
                 )
             return name == "corpus.json"
-    _put(folder / "started.json", json.dumps(meta).encode())
+    atomic.write(folder / "started.json", json.dumps(meta).encode())
     return False
 
 
@@ -166,7 +169,7 @@ def _speak_block(folder: Path, block: int, drawn: list) -> None:
             hint="the blocks already spoken are kept: run the same command again",
         )
     _mark(folder, block).parent.mkdir(exist_ok=True)
-    _put(_mark(folder, block), result.stdout.encode())
+    atomic.write(_mark(folder, block), result.stdout.encode())
 
 
 def _commit(folder: Path, meta: dict, blocks: list[list]) -> None:
@@ -199,20 +202,10 @@ def _commit(folder: Path, meta: dict, blocks: list[list]) -> None:
                 },
             }
             lines.append(json.dumps(row) + "\n")
-    for leftover in (folder / "audio").glob("*/*.part"):  # of a process killed while it wrote
-        leftover.unlink(missing_ok=True)
+    atomic.clean(folder, deep=True)  # of processes killed while they wrote
     content = "".join(lines).encode()
-    _put(folder / "utterances.jsonl", content)
-    _put(
+    atomic.write(folder / "utterances.jsonl", content)
+    atomic.write(
         folder / "corpus.json",
         json.dumps(meta | {"sha256": hashlib.sha256(content).hexdigest()}, indent=1).encode(),
     )
-
-
-def _put(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)

@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from shards import atomic
 from shards.errors import UserError
 from shards.utterance import SAMPLE_RATE
 
@@ -92,12 +92,6 @@ def shape(samples: np.ndarray, level_db: float, tilt: float) -> np.ndarray:
     return (x * min(1.0, PEAK / np.max(np.abs(x)))).astype(np.float32)
 
 
-def _put(path: Path, content: bytes) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def main(folder: Path) -> None:
     """Speak the requests on standard input into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +102,7 @@ def main(folder: Path) -> None:
         samples = shape(raw, r["level_db"], r["tilt"])
         content = io.BytesIO()
         soundfile.write(content, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        _put(folder / f"{r['key']}.flac", content.getvalue())
+        atomic.write(folder / f"{r['key']}.flac", content.getvalue(), durable=False)
         row = {
             "key": r["key"],
             "samples": len(samples),

@@ -1,6 +1,10 @@
 """Pretrained checkpoints through the real from_pretrained path, from folders that the test writes."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from ser.models.tokens import built
 from shards.errors import UserError
 
 transformers = pytest.importorskip("transformers")
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -278,3 +283,32 @@ def test_count_parameters_knows_what_trains(tiny, hubert):
     path, _ = hubert()
     counts = count_parameters(build({"kind": "acoustic", "name": path, "freeze": "encoder"}, 4, True))
     assert counts["trainable"] == 3 + 4 * 17 + 3 * 17 < counts["total"]
+
+
+def test_the_code_of_a_checkpoint_is_never_run_nor_asked_about(tmp_path):
+    ran = tmp_path / "ran"
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    (folder / "evil.py").write_text(
+        f"open({str(ran)!r}, 'w').write('')\nfrom transformers import PretrainedConfig, PreTrainedModel\n"
+        "class EvilConfig(PretrainedConfig):\n    model_type = 'evil'\n"
+        "class EvilModel(PreTrainedModel):\n    config_class = EvilConfig\n"
+    )
+    auto = {
+        "AutoConfig": "evil.EvilConfig",
+        "AutoModel": "evil.EvilModel",
+        "AutoTokenizer": ["evil.Evil", None],
+    }
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
+    code = (
+        "import sys; from ser.models.config import parse_config; from ser.models.hub import load_backbone\n"
+        "from shards.errors import UserError\n"
+        "try: load_backbone(parse_config({'kind': 'acoustic', 'name': sys.argv[1]}), {}, None)\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], input="y\n" * 5, capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert "never run here" in done.stdout and "y/N" not in done.stdout + done.stderr, done.stderr
+    assert not ran.exists()

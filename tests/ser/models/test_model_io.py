@@ -62,14 +62,14 @@ def test_a_torn_save_leaves_no_model(tiny, saved, monkeypatch):
     """A save that dies between the weights and model.json must not leave the old description over new weights."""
     import ser.models.io as io
 
-    original = io._write
+    original = io.atomic.write
 
     def dies(path, content):
         if path.name == "model.json":
             raise KeyboardInterrupt
         original(path, content)
 
-    monkeypatch.setattr(io, "_write", dies)
+    monkeypatch.setattr(io.atomic, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         save(tiny.make("linguistic", seed=1), saved, {})
     with pytest.raises(UserError, match="no complete model"):

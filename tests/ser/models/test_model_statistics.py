@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ser.features.functionals import cosines
-from ser.models.statistics import LIMIT, Functionals
+from ser.models.statistics import LIMIT, PARTS, Functionals
 
 VOICED = (3, 5)
 
@@ -26,11 +26,27 @@ def by_hand(frames: np.ndarray, voiced: bool) -> np.ndarray:
             if len(x)
             else [0.0] * 6
         )
-    out = np.array(table).T.ravel()
+    out = np.concatenate([np.array(table).T.ravel(), course_by_hand(frames, spoken if voiced else None)])
     if voiced:
         begins = sum(spoken[t] and not spoken[t - 1] for t in range(1, len(spoken)))
         out = np.append(out, [spoken.mean(), begins / len(spoken)])
     return out
+
+
+def course_by_hand(frames: np.ndarray, spoken: np.ndarray | None) -> np.ndarray:
+    """Mean (less the whole's) and deviation of each quarter (T, F) -> (2 * PARTS * F,), written the slow way."""
+    means, deviations = np.zeros((2, PARTS, frames.shape[1]))
+    quarter = np.array([PARTS * t // len(frames) for t in range(len(frames))])
+    for column in range(frames.shape[1]):
+        counts = np.ones(len(frames), bool)
+        if spoken is not None and (column == VOICED[0] or column >= VOICED[1]):
+            counts = spoken
+        for part in range(PARTS):
+            x = frames[counts & (quarter == part), column]
+            if len(x):
+                means[part, column] = x.mean() - frames[counts, column].mean()
+                deviations[part, column] = x.std()
+    return np.concatenate([means.ravel(), deviations.ravel()])
 
 
 def batch(seed=0):

@@ -304,5 +304,21 @@ def test_audformat_parquet_and_refused_pickle(plant):
 def test_audformat_mistakes(plant, options, message):
     with pytest.raises(UserError, match=message):
         read("audformat", audformat_tree(plant), **options)
-    with pytest.raises(UserError, match="beyond the subset"):
+    with pytest.raises(UserError, match=r"(?s)tag.*line 2, column"):
         read("audformat", audformat_tree(plant, HEADER.replace("internal", "!!python/name:os.system")))
+
+
+def test_audformat_dates_stay_text_and_broken_headers_are_named(plant):
+    root = audformat_tree(plant)
+    text = (root / "db.yaml").read_text()
+    dated = text.replace("3: {gender: male, age: 31}", "3: {gender: male, age: 31, recorded: 2020-01-31}")
+    assert dated != text
+    (root / "db.yaml").write_text(dated)
+    from shards.corpora.audformat import _header
+
+    facts = _header(root / "db.yaml")["schemes"]["speaker"]["labels"]
+    assert facts[3]["recorded"] == "2020-01-31"
+    for broken in ("a: [1, 2", "a: &x [*x]\ntables: {}", "a: !!python/object:os.system x", "\xff"):
+        (root / "db.yaml").write_bytes(broken.encode("latin-1"))
+        with pytest.raises(UserError, match="header cannot be read"):
+            read("audformat", root)

@@ -1,0 +1,175 @@
+"""cluster.session and cluster.pool: GPUs go to the tasks that asked for them, and relative paths mean the driver's."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import pool
+from cluster.pack import Parallel
+from cluster.place import go_home, require_ray
+from cluster.session import Session
+from ser.job import Job, directory
+from ser.recipe import Recipe
+from shards.errors import UserError
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def session():
+    """An embedded cluster that believes in two GPUs: Ray counts and assigns them without looking."""
+    before = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with Session(cpus=6, gpus=2, env={"PYTHONPATH": str(ROOT)}) as session:
+        yield session
+    if before is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def busy(folder):
+    """What this task sees of GPUs, and when it ran."""
+    began = time.time()
+    time.sleep(0.3)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
+
+
+def most_at_once(spans):
+    return max(sum(a <= at < b for a, b in spans) for at, _ in spans)
+
+
+def test_a_task_sees_the_gpus_it_was_given_alone(session):
+    found = [result for _, result in session.map(busy, range(6), num_gpus=1)]
+    assert {seen for seen, _, _ in found} <= {"0", "1"}
+    assert most_at_once([(a, b) for _, a, b in found]) <= 2
+    for gpu in "01":
+        assert most_at_once([(a, b) for seen, a, b in found if seen == gpu] or [(0, 1)]) == 1, (
+            "one task a GPU"
+        )
+    assert {seen for _, (seen, _, _) in session.map(busy, range(3))} == {""}, "none given, none seen"
+    halves = [result for _, result in session.map(busy, range(4), num_gpus=0.5)]
+    assert {seen for seen, _, _ in halves} <= {"0", "1"}
+
+
+def test_what_no_machine_can_hold_is_refused_instead_of_waited_for(session):
+    with pytest.raises(UserError, match=r"1 CPUs and 3 GPUs; this cluster has 6 and 2"):
+        next(session.map(busy, [0], num_gpus=3))
+    with pytest.raises(UserError, match=r"99 CPUs"):
+        next(session.map(busy, [0], num_cpus=99))
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_units_and_trainings_take_the_gpus_of_the_recipe(session, tmp_path, monkeypatch, gpus):
+    model = {
+        "role": "baseline", "model": tiny.CONV, "objective": [{"loss": "cross_entropy"}], "train": tiny.training(1),
+    }  # fmt: skip
+    values = tiny.recipe_values(tmp_path, "none", {"m": model})
+    recipe = Recipe.model_validate(values | {"cluster": {"gpus_per_task": gpus}})
+    asked = {}
+
+    class Spy:
+        def map(self, function, items, **options):
+            asked.update(options)
+            return iter(())
+
+    assert list(pool.compute_all(Spy(), recipe, [])) == []
+    assert asked == {"num_cpus": 1, "num_gpus": gpus}
+
+    class Seen(pool.TrainWorker):
+        def run(self, recipe, job):
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.setattr(pool, "TrainWorker", Seen)
+    jobs = [Job("f", "m", seed) for seed in range(2)]
+    seen = {trained.seconds for trained in pool.train_all(recipe, jobs, 2)}
+    assert seen <= {"0", "1"} if gpus else seen == {""}
+
+
+def test_parallel_starts_ray_for_several_items_only(session):
+    with Parallel() as run:
+        assert list(run(len, ["abc"])) == [3] and run.session is None
+        with pytest.raises(UserError, match="open in this process already"):
+            list(run(len, ["a", "b"]))  # this process has its session: so Ray would have been used
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="Ray") as error, Session(cpus=1):
+        pass
+    assert "ser-distill[cluster]" in error.value.hint
+    with pytest.raises(UserError):
+        require_ray()
+    with Parallel() as run:
+        assert list(run(len, ["a", "bc"])) == [1, 2]
+
+
+def test_a_folder_that_a_worker_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not on this worker") as error:
+        go_home(str(tmp_path / "nowhere"))
+    assert str(tmp_path / "nowhere") in error.value.where
+    (tmp_path / "here").mkdir()
+    go_home(str(tmp_path / "here"))
+    assert Path.cwd() == tmp_path / "here"
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from cluster.pool import compute_all, train_all
+from cluster.session import Session
+from ser import produce
+from ser.job import Job
+from ser.recipe import Recipe
+from ser.setting import open_setting
+
+recipe = Recipe.model_validate(json.load(open("recipe.json")))
+setting = open_setting(recipe)
+(fold,) = setting.folds
+with Session(recipe.cluster.address, env={"PYTHONPATH": sys.argv[1]}) as session:
+    work = produce.feature_work(setting)
+    assert work and len(list(compute_all(session, recipe, work))) == len(work)
+    (trained,) = train_all(recipe, [Job(fold, "m", 0)], 1)
+assert produce.feature_work(setting) == []
+print(fold)
+"""
+
+
+def test_relative_paths_mean_the_drivers_folder_on_a_joined_cluster(tmp_path):
+    """A Ray cluster that was started elsewhere; the recipe's paths are relative to the folder of `ser`."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    mine.mkdir(), theirs.mkdir()
+    tiny.make_dataset(mine)
+    model = {
+        "role": "baseline", "model": {**tiny.CONV, "features": "stored"}, "objective": [{"loss": "cross_entropy"}],
+        "train": tiny.training(2),
+    }  # fmt: skip
+    values = tiny.recipe_values(Path(), "dataset", {"m": model}, cluster={"address": "auto"})
+    values |= {"features": {"mel": {"kind": "mel", "options": {"bands": 20}}}}
+    assert values["run_dir"] == "run"
+    (mine / "recipe.json").write_text(json.dumps(values))
+    script = """
+import os, subprocess, sys
+from cluster.session import Session
+os.chdir(sys.argv[1])
+with Session(cpus=2):
+    import ray
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    done = subprocess.run([sys.executable, "-c", sys.argv[3], sys.argv[4]], cwd=sys.argv[2])
+sys.exit(done.returncode)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(theirs), str(mine), DRIVER, str(ROOT)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    fold = done.stdout.split()[-1]
+    recipe = Recipe.model_validate(values)
+    assert (mine / directory(recipe, Job(fold, "m", 0)) / "DONE").is_file()
+    assert (mine / "dataset" / "targets" / "mel").is_dir()
+    assert list(theirs.iterdir()) == [], "nothing was written where the cluster was started"
