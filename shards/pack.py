@@ -197,7 +197,7 @@ def alone(store: Store) -> AbstractContextManager[None]:
         return nullcontext()
     return hold(
         store.path(LOCK),
-        "another process packs into this folder",
+        "another process writes this dataset",
         "pack into another folder (--out, or data.path of the recipe)",
     )
 

@@ -30,7 +30,7 @@ from shards.index import (
     shard_name,
     write_index,
 )
-from shards.pack import Run, ShardFile, finished, serial, standing, tar_writer
+from shards.pack import Run, ShardFile, alone, finished, serial, standing, tar_writer
 from shards.store import Store
 from shards.target_list import carry, files_by_shard
 
@@ -42,9 +42,14 @@ def withdraw(url: str, speaker: str) -> Dataset:
         speaker: "corpus/speaker".
 
     Raises:
-        UserError: The dataset has no such speaker.
+        UserError: The dataset has no such speaker, or another process packs into it.
     """
     store = Store(url)
+    with alone(store):
+        return _withdraw(store, speaker)
+
+
+def _withdraw(store: Store, speaker: str) -> Dataset:
     meta = manifest.require(store)
     if speaker not in {entry["speaker"] for entry in meta["withdrawn"]}:
         known = set(Dataset(store).speakers)
@@ -55,7 +60,7 @@ def withdraw(url: str, speaker: str) -> Dataset:
         if speaker not in known:
             near = difflib.get_close_matches(speaker, known, 3)
             hint = f"did you mean {', '.join(near)}?" if near else "speakers are named corpus/speaker"
-            raise UserError(f"the dataset has no speaker {speaker!r}", where=url, hint=hint)
+            raise UserError(f"the dataset has no speaker {speaker!r}", where=store.url, hint=hint)
         meta["generation"] += 1
         meta["withdrawn"].append({"speaker": speaker, "generation": meta["generation"]})
         manifest.save(store, meta)
@@ -82,6 +87,11 @@ def erase(url: str, run: Run = serial) -> Dataset:
         UserError: There is no dataset, or a file that must be rewritten is damaged.
     """
     store = Store(url)
+    with alone(store):
+        return _erase(store, run)
+
+
+def _erase(store: Store, run: Run) -> Dataset:
     meta = manifest.require(store)
     gone = {entry["speaker"] for entry in meta["withdrawn"]}
     kept, touched = [], []

@@ -1,6 +1,6 @@
 """`ser ARGUMENTS` that kills itself: python -m tests.launch.driver FAULT ARGUMENTS...
 
-FAULT is "none", "bar:TITLE" (at the first progress of that stage), "before:MODULE:NAME" or "after:MODULE:NAME" (of the
+FAULT is "none", "bar:TITLE" (at the first progress of a stage whose title holds it), "before:MODULE:NAME" or "after:MODULE:NAME" (of the
 first call of a function, in the process of the command).
 """
 
@@ -13,12 +13,12 @@ from tests.faults import Kill, arm, patch
 
 
 def kill_at_bar(title: str) -> None:
-    """SIGKILL when the bar of a stage first moves."""
+    """SIGKILL when the bar of such a stage first moves."""
 
     def make(original):
         def update(self, done, total):
             original(self, done, total)
-            if self.title.startswith(title) and done > 0:
+            if title in self.title and done > 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         return update

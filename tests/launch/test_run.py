@@ -137,7 +137,7 @@ FAULTS = (
     "bar:pack",
     "after:shards.pack:pack",
     "bar:features",
-    "bar:train text, sound",
+    "bar:sound",
     "bar:targets",
     "bar:train student",
     "after:ser.evaluate:evaluate",

@@ -14,6 +14,7 @@ import pytest
 from shards.errors import UserError
 from shards.lock import hold
 from shards.pack import pack
+from shards.withdraw import erase, withdraw
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -171,8 +172,11 @@ def test_two_packs_into_one_folder(tmp_path):
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
         before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-        with pytest.raises(UserError, match="another process packs into this folder") as error:
+        with pytest.raises(UserError, match="another process writes this dataset") as error:
             pack(utterances, str(out), shard_seconds=4.0)
+        for other in (lambda: withdraw(str(out), "tiny/s0"), lambda: erase(str(out))):
+            with pytest.raises(UserError, match="another process writes this dataset"):
+                other()
         assert f"held by process {process.pid}" in error.value.where and "--out" in error.value.hint
         assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
         process.kill()
