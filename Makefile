@@ -10,7 +10,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
 	@echo "make test       environment, then the whole suite"
-	@echo "make test-fast  the suite without what takes more than five seconds a test"
+	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
 	@echo "make check      ruff and pyright"
 	@echo "make clean      remove the environment and caches; runs and data stay"
 	@echo "make bench      loader, packing, targets, prosody (prints; never fails on time)"
@@ -33,7 +33,7 @@ test: env
 	$(BIN)/python -m pytest
 
 test-fast: env
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
