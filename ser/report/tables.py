@@ -47,6 +47,7 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                     "ceiling": words.number(limit, "ua") if limit is not None else words.NONE,
                     "unknown": model["exposure"]["unknown"],
                     "settings": words.settings(model["exposure"]),
+                    "settings_short": words.settings_short(model["exposure"]),
                     "non_nested": words.is_non_nested(model["exposure"]),
                 }
             )

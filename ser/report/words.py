@@ -118,6 +118,15 @@ def settings(exposure: dict[str, Any]) -> str:
     return f"non-nested: {text}" if is_non_nested(exposure) else text
 
 
+def settings_short(exposure: dict[str, Any]) -> str:
+    """The same in two words, for a row."""
+    if is_non_nested(exposure):
+        return "non-nested"
+    ways = {"nested": "nested settings", "outside": "settings from elsewhere"}
+    declared = exposure["declared"] or {}
+    return ways.get(declared.get("selection") or exposure["tuning"], "settings as written")
+
+
 def count(value: float | None) -> str:
     """A number of parameters: 59.3 k, 1.2 M."""
     if value is None:
