@@ -21,7 +21,7 @@ from tests import tiny
 
 @pytest.fixture
 def dataset(tiny_dataset, tmp_path) -> str:
-    shutil.copytree(tiny_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("targets"))
+    shutil.copytree(tiny_dataset, tmp_path / "dataset", ignore=shutil.ignore_patterns("targets", "runs"))
     return str(tmp_path / "dataset")
 
 
