@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ser.early import check_values
 from ser.exposure import Finding, called, count, overlap, some
 from ser.models.config import FusedConfig
 from ser.protocol import DIMENSIONS, Fold, Labels, Protocol
@@ -56,6 +57,7 @@ def agree(recipe: Recipe, protocol: Protocol) -> None:
     Raises:
         UserError: Naming the key that is wrong and what to type.
     """
+    check_values(recipe)
     declared = recipe.tuned_on
     if declared is not None and declared.selection == "non-nested":
         _refuse_non_nested(recipe, protocol, declared.data)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.errors import UserError
 from tests.processes import run_killed, run_ranks
 
 
@@ -111,6 +112,15 @@ def train_one(values: dict, job: tuple, kill: Kill | None = None, record: str | 
     if record is not None:
         record_steps(record)
     return str(train(validate(Recipe, values, where="test"), Job(*job)))
+
+
+def refused(values: dict, job: tuple) -> str:
+    """In a process: the error with which training is refused, "" where it is not."""
+    try:
+        train_one(values, job)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def trained(values: dict, job: tuple, world: int = 1, record: str | None = None) -> Path:

@@ -16,9 +16,8 @@ from ser.checkpoint import (
     verify,
     write_json,
 )
-from shards.errors import UserError
 from tests import tiny
-from tests.faults import Kill, killed, same_training, train_one, trained
+from tests.faults import Kill, killed, refused, same_training, trained
 from tests.processes import run_ranks
 from tests.ser.worlds import ALONE
 
@@ -35,15 +34,6 @@ def values(folder: Path, dataset: str, stage: int, precision: str = "fp32") -> d
     return tiny.recipe_values(folder, dataset, {"acoustic": model})
 
 
-def refused(recipe: dict) -> str:
-    """On a rank: the error that a training raises."""
-    try:
-        train_one(recipe, JOB)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage,precision", [(1, "fp32"), (2, "bf16"), (3, "fp32")])
 def test_sharded_state_resumes_bit_for_bit_and_refuses_a_stage_it_does_not_fit(
@@ -55,7 +45,7 @@ def test_sharded_state_resumes_bit_for_bit_and_refuses_a_stage_it_does_not_fit(
     folder = tmp_path / "cut/run/folds/session-ses0/acoustic/seed-0"
     assert committed(folder) == [2]
     other = values(tmp_path / "cut", tiny_dataset, 0, precision)
-    (message,) = run_ranks(refused, 1, other)
+    (message,) = run_ranks(refused, 1, other, JOB)
     assert f"written with zero_stage={stage}" in message and f"train.zero_stage={stage}" in message
     assert committed(folder) == [2], "what was refused is left as it was"
     same_training(whole, trained(recipe, JOB, 2))
@@ -85,14 +75,14 @@ def test_a_file_that_differs_from_commit_is_never_loaded(half, tmp_path, tiny_da
         kept = spoiled.read_bytes()
         spoiled.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
         assert verify(last) == [name]
-        (message,) = run_ranks(refused, 1, recipe)
+        (message,) = run_ranks(refused, 1, recipe, JOB)
         assert "does not match its COMMIT" in message and name in message and f"rm -r {last}" in message
         spoiled.unlink()
         assert verify(last) == [name]
         spoiled.write_bytes(kept)
     (last / "COMMIT").write_text('{"torn')
     assert verify(last) == ["COMMIT"]
-    (message,) = run_ranks(refused, 1, recipe)
+    (message,) = run_ranks(refused, 1, recipe, JOB)
     assert "COMMIT" in message
     shutil.rmtree(last)  # as the message says
     assert trained(recipe, JOB) == folder

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import UserError
 from tests import tiny
 from tests.conftest import ROOT
-from tests.faults import train_one, trained
+from tests.faults import refused, trained
 from tests.processes import run_ranks
 from tests.shards.test_lock import holder
 
@@ -29,21 +28,12 @@ def values(folder: Path, dataset: str, steps: int, **train) -> dict:
     return tiny.recipe_values(folder, dataset, {"sound": model})
 
 
-def refused(recipe: dict) -> str:
-    """On a rank: the error that a training raises."""
-    try:
-        train_one(recipe, JOB)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.slow
 def test_every_rank_is_refused_while_another_process_trains(tmp_path, tiny_dataset):
     recipe = values(tmp_path, tiny_dataset, 2)
     lock = tmp_path / "run/folds/session-ses0/sound/seed-0.lock"
     with holder(lock) as (process, _):
-        messages = run_ranks(refused, 2, recipe)
+        messages = run_ranks(refused, 2, recipe, JOB)
     for message in messages:
         assert "another process does this training" in message
         assert f"held by process {process.pid}" in message and "run_dir" in message

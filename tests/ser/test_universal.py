@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from ser.checkpoint import committed, verify
-from shards.errors import UserError
 from tests import tiny
-from tests.faults import Kill, events, heard_steps, killed, patch, same_training, train_one, trained
+from tests.faults import Kill, events, heard_steps, killed, patch, refused, same_training, train_one, trained
 from tests.processes import run_killed, run_ranks
 
 JOB = ("session-ses0", "acoustic", 0)
@@ -327,22 +326,13 @@ def test_a_conversion_killed_anywhere_is_made_again(sharded, moved, tmp_path, ti
     )
 
 
-def refused(recipe: dict) -> str:
-    """On a rank: the error that a training raises."""
-    try:
-        train_one(recipe, JOB)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 @pytest.mark.slow
 def test_a_damaged_shard_is_refused_before_it_is_unpickled(sharded, tmp_path, tiny_dataset):
     shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
     last = tmp_path / FOLDER / "checkpoints/step-2"
     shard = next(last.glob("*pp_rank_1*optim_states.pt"))
     spoil(shard, tmp_path / "trace")
-    (message,) = run_ranks(refused, 1, values(tmp_path, tiny_dataset, 2))
+    (message,) = run_ranks(refused, 1, values(tmp_path, tiny_dataset, 2), JOB)
     assert "does not match its COMMIT" in message and shard.name in message and f"rm -r {last}" in message
     assert not (tmp_path / "trace").exists()
     torch.load(shard, weights_only=False)
@@ -354,7 +344,7 @@ def test_what_cannot_be_converted_says_how_to_go_on(sharded, tmp_path, tiny_data
     shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
     for stage in (0, 3):
         for world in (1, 2):
-            messages = run_ranks(refused, world, values(tmp_path, tiny_dataset, stage))
+            messages = run_ranks(refused, world, values(tmp_path, tiny_dataset, stage), JOB)
             assert all("zero_stage=2" in m and "train.zero_stage=2" in m for m in messages)
     (message,) = run_ranks(refused_conversion, 1, values(tmp_path, tiny_dataset, 2))
     assert "checkpoint of 2 workers cannot be re-sharded" in message and "No space left" in message
@@ -372,4 +362,4 @@ def refused_conversion(recipe: dict) -> str:
     script = Path(recipe["run_dir"]).parent / "failing.py"
     script.write_text("raise OSError(28, 'No space left on device')\n")
     universal.__file__ = str(script)
-    return refused(recipe)
+    return refused(recipe, JOB)
