@@ -36,10 +36,16 @@ class Setting:
     def folds(self) -> dict[str, Fold]:
         """Folds by name, all of the protocol's or those that the recipe names (with or without their corpus)."""
         every = {fold.name: fold for fold in folds(self.protocol, self.dataset)}
-        if self.recipe.folds == "all":
-            return every
-        names = [self._whole_name(name, every) for name in self.recipe.folds]
-        return {name: every[name] for name in names}
+        if self.recipe.folds != "all":
+            every = {name: every[name] for name in (self._whole_name(n, every) for n in self.recipe.folds)}
+        for name, entry in self.recipe.models.items():
+            if entry.teacher_fold is not None and entry.teacher_fold not in every:
+                raise UserError(
+                    f"no fold {entry.teacher_fold!r} for the teachers of {name} in this run",
+                    where=f"{self.recipe.name}: models.{name}.teacher_fold",
+                    hint=f"folds: {', '.join(every)}",
+                )
+        return every
 
     def _whole_name(self, name: str, every: dict[str, Fold]) -> str:
         """The fold "speaker-emodb-03" may be called "speaker-03" where only one corpus has such a fold."""

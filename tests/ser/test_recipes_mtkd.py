@@ -62,7 +62,7 @@ def test_every_recipe_has_the_papers_columns(name):
         assert (recipe.targets.source, recipe.targets.mode) == ("online", "train")
         assert all(m.teacher_fold for m in recipe.models.values() if m.target_sources)
         assert recipe.seeds_of("ft_en") == recipe.seeds_of("mtkd_en") and len(recipe.seeds) == 1
-        with pytest.raises(UserError, match="only strictness LEGACY|listed twice"):
+        with pytest.raises(UserError, match=r"only strictness LEGACY|listed twice"):
             load(
                 f"mtkd2025/{name}",
                 ["protocol={extends: " + str(recipe.protocol) + ", strictness: STRICT, dev: {by: fold}}"],
