@@ -335,7 +335,7 @@ def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSo
     teacher = recipe.models[name]
     at = below(recipe, job, name)
     seed, fold = at.seed, setting.folds[at.fold]
-    opened = teacher_store if recipe.targets.source == "stored" else partial(online.ask, seed=job.seed)
+    opened: Any = teacher_store if recipe.targets.source == "stored" else partial(online.ask, seed=job.seed)
     source: Any = opened(setting, at)
     if teacher.cross_fit:
         copies = [opened(setting, Job(at.fold, name, seed, part=k)) for k in range(teacher.cross_fit)]

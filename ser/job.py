@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     }
 
 
-def _said(config: BaseModel, never: set[str] = frozenset()) -> dict[str, Any]:
+def _said(config: BaseModel, never: Set[str] = frozenset()) -> dict[str, Any]:
     """A configuration as JSON without `never`, and without those of `SILENT` that stand at their default."""
     fields = type(config).model_fields
     quiet = {key for key in SILENT & fields.keys() if getattr(config, key) == fields[key].default}

@@ -18,8 +18,8 @@ import torch
 
 from ser import produce
 from ser.inputs import complete, needs_of
-from ser.job import Job
-from ser.models import SERModel
+from ser.job import Job, directory
+from ser.models import SERModel, load
 from ser.setting import Setting
 from shards.batch import load_slot
 from shards.dataset import Dataset
@@ -50,7 +50,7 @@ def ask(setting: Setting, job: Job, seed: int = 0) -> "OnlineTargets":
     """The finished training `job` as an online source, as the recipe's `targets` say; `seed` is the student's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return OnlineTargets(
-        produce.trained_teacher(setting, job).to(device), setting.dataset, setting.policy, produce.feature_stores(setting),
+        load(directory(setting.recipe, job) / "model")[0].to(device), setting.dataset, setting.policy, produce.feature_stores(setting),
         produce.teacher_spec(setting, job), setting.recipe.targets.mode == "train", seed,
     )  # fmt: skip
 

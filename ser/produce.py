@@ -173,11 +173,6 @@ def feature_stores(setting: Setting) -> dict[str, TargetStore]:
     }
 
 
-def trained_teacher(setting: Setting, job: Job) -> SERModel:
-    """A finished teacher, in evaluation mode on the CPU."""
-    return load(directory(setting.recipe, job) / "model")[0].eval()
-
-
 def teacher_store(setting: Setting, job: Job) -> TargetStore:
     """Stored targets of a finished teacher, opened; a fingerprint that does not fit is refused by field."""
     return TargetStore.open(setting.dataset, expect=teacher_spec(setting, job))

@@ -73,7 +73,7 @@ def test_every_recipe_has_the_papers_columns(name):
         assert recipe.models["mtkd_multi_uniform"].objective[1].weights == "uniform"
         assert recipe.models["mtkd_multi_oracle"].objective[1].weights == "language"
         assert all(recipe.seeds_of(m) == [0, 1, 2] for m in recipe.models)
-        assert len({m.train for m in recipe.models.values()}) == 1, (
+        assert len({str(m.train) for m in recipe.models.values()}) == 1, (
             "one checkpoint rule and schedule for all columns"
         )
     assert len({m.model.model_dump_json() for m in recipe.models.values()}) == 1
