@@ -273,7 +273,12 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
         search_stage(runner, setting, names)
         train_stage(runner, setting, names)
         teachers = [name for name in names if name in read]
-        if teachers and last >= STAGES.index("targets"):
+        if teachers and recipe.targets.source == "online":
+            mode = ", in training mode (LEGACY)" if recipe.targets.mode == "train" else ""
+            runner.display.say(
+                f"targets of {', '.join(teachers)}: asked online, at every step of the students{mode}"
+            )
+        elif teachers and last >= STAGES.index("targets"):
             targets_stage(runner, setting, teachers)
 
 

@@ -59,8 +59,20 @@ def agree(recipe: Recipe, protocol: Protocol) -> None:
     declared = recipe.tuned_on
     if declared is not None and declared.selection == "non-nested":
         _refuse_non_nested(recipe, protocol, declared.data)
+    if recipe.targets.mode == "train" and protocol.strictness == "STRICT":
+        raise UserError(
+            "`mode: train` leaves the teachers' dropout on, as some released code does: only strictness LEGACY may do that",
+            where=f"{recipe.name}: targets.mode",
+            hint="set targets.mode=eval, or protocol.strictness=LEGACY to reproduce a published number",
+        )
     for name, entry in recipe.models.items():
         own, where = outputs(recipe, name), f"{recipe.name}: models.{name}"
+        if protocol.strictness == "STRICT" and getattr(entry.model, "pad_seconds", None) is not None:
+            raise UserError(
+                "`pad_seconds` takes silence for speech, as some released code does: only strictness LEGACY may do that",
+                where=f"{where}.model.pad_seconds",
+                hint="leave it out, or protocol.strictness=LEGACY to reproduce a published number",
+            )
         if entry.classical and not protocol.classes:
             raise UserError(
                 f"a classical model tells classes apart, and protocol {protocol.name} has none",

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ser import exposure
+from ser import exposure, online
 from ser.agreement import agree, check_dev, check_tuning, outputs
 from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.inputs import complete, needs_of
 from ser.job import Job, below, directory, train_config
-from ser.loss import Objective, Supervision
+from ser.loss import Languages, Objective, Supervision
 from ser.models import SERModel, build, load, load_meta
 from ser.models.config import ConvConfig
 from ser.models.fused import Fused
@@ -26,7 +27,7 @@ from ser.models.prosodic import FrameModel
 from ser.produce import feature_stores, teacher_store
 from ser.protocol import Fold, Labels
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
-from ser.setting import Setting, supervision
+from ser.setting import Setting, restricted, supervision
 from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from shards import law
 from shards.dataset import Dataset
@@ -55,12 +56,13 @@ class Trainable(nn.Module):
 
 @dataclass
 class Ingredients:
-    """One training, ready to start."""
+    """One training, ready to start. `fold` is whole; `choosing` are the dev rows that choose, `rows` those trained on."""
 
     setting: Setting
     job: Job
     config: TrainConfig
     fold: Fold
+    choosing: np.ndarray
     rows: np.ndarray
     plan: Plan
     total_steps: int
@@ -105,12 +107,14 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     recipe, dataset = setting.recipe, setting.dataset
     agree(recipe, setting.protocol)
     check_tuning(setting)
-    entry, config, fold = recipe.models[job.model], train_config(recipe, job), setting.folds[job.fold]
+    entry, config = recipe.models[job.model], train_config(recipe, job)
+    whole = setting.folds[job.fold]
+    fold = restricted(setting, whole, job.model)
     check_dev(setting.protocol, entry, setting.labels, fold)
-    labels, labelled = supervision(setting, fold, job.model, config.class_weights)
+    labels, labelled = supervision(setting, whole, job.model, config.class_weights)
     rows = fold.train if entry.data == "all" else labelled
     if job.part is not None:
-        parts = parts_of(dataset, fold.train, entry.cross_fit, job.seed)
+        parts = parts_of(dataset, whole.train, entry.cross_fit, job.seed)
         rows = rows[parts[rows] != job.part]
     if len(rows) == 0:
         raise UserError(
@@ -126,13 +130,16 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     projectors = _projectors(model, entry, sources)
     trainable = Trainable(model, projectors)
     scales = embedding_scales(setting, entry, sources, rows)
-    objective = Objective(entry.objective, labels, sources, projectors, config.label_smoothing, scales)
+    languages = languages_of(setting, entry, rows)
+    objective = Objective(
+        entry.objective, labels, sources, projectors, config.label_smoothing, scales, languages
+    )
     plan = _plan(setting, job, config, rows, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
     encoder = getattr(model, "encoder", None)
     heard = _exposure(setting, job, rows, model)
     return Ingredients(
-        setting, job, config, fold, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
+        setting, job, config, whole, fold.dev, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
         list(encoder.parameters()) if isinstance(encoder, nn.Module) else [], objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
         sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
@@ -297,14 +304,41 @@ def embedding_scales(
     return scales
 
 
+def languages_of(setting: Setting, entry: ModelRecipe, rows: np.ndarray) -> Languages | None:
+    """Languages of all rows and of the teachers of terms that weigh by language; None without such a term.
+
+    Raises:
+        UserError: Training rows of a language that none of the term's teachers speaks, or of none that is known.
+    """
+    terms = [term for term in entry.objective if term.weights == "language"]
+    if not terms:
+        return None
+    dataset, models = setting.dataset, setting.recipe.models
+    code = {name: i for i, name in enumerate(dataset.languages)}
+    spoken = {name: code.get(models[name].rows["language"][0], -2) for term in terms for name in term.sources}
+    of_row = np.asarray(dataset.language).astype(np.int64)
+    for term in terms:
+        lost = np.setdiff1d(np.unique(of_row[rows]), [spoken[name] for name in term.sources])
+        if len(lost):
+            told = ", ".join(dataset.languages[c] if c >= 0 else "no known language" for c in lost)
+            raise UserError(
+                f"weights language: no teacher for {int(np.isin(of_row[rows], lost).sum())} training utterances of {told}",
+                where=f"{setting.recipe.name}: {term.name}",
+                hint="name a teacher of that language, take weights cosine or uniform, or restrict the model's `rows`",
+            )
+    return Languages(of_row, spoken)
+
+
 def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSource:
-    """Targets of teacher `name` for this training."""
-    recipe, fold = setting.recipe, setting.folds[job.fold]
+    """Targets of teacher `name` for this training: stored ones, or those of the live teacher."""
+    recipe = setting.recipe
     teacher = recipe.models[name]
-    seed = recipe.seeds_of(name)[0]
-    source: Any = teacher_store(setting, Job(job.fold, name, seed))
+    at = below(recipe, job, name)
+    seed, fold = at.seed, setting.folds[at.fold]
+    opened: Any = teacher_store if recipe.targets.source == "stored" else partial(online.ask, seed=job.seed)
+    source: Any = opened(setting, at)
     if teacher.cross_fit:
-        copies = [teacher_store(setting, Job(job.fold, name, seed, part=k)) for k in range(teacher.cross_fit)]
+        copies = [opened(setting, Job(at.fold, name, seed, part=k)) for k in range(teacher.cross_fit)]
         source = CrossFitted(source, copies, parts_of(setting.dataset, fold.train, teacher.cross_fit, seed))
     if recipe.models[job.model].permute_targets:
         source = Permuted(source, rows, job.seed)
@@ -313,7 +347,8 @@ def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSo
 
 def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> exposure.Exposure:
     """What the model hears, closed over its teachers; refused when a fold leaks through them."""
-    recipe, dataset, fold = setting.recipe, setting.dataset, setting.folds[job.fold]
+    recipe, dataset, whole = setting.recipe, setting.dataset, setting.folds[job.fold]
+    fold = restricted(setting, whole, job.model)
     own = exposure.Exposure(
         fit=exposure.of_rows(dataset, rows),
         select=exposure.of_rows(dataset, fold.dev),
@@ -339,6 +374,6 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
     )  # fmt: skip
     heard = exposure.closed(own, teachers)
     if job.part is not None:
-        parts = parts_of(dataset, fold.train, recipe.models[job.model].cross_fit, job.seed)
+        parts = parts_of(dataset, whole.train, recipe.models[job.model].cross_fit, job.seed)
         refuse_heard(dataset, np.flatnonzero(parts == job.part), heard, str(job))
     return heard

@@ -41,7 +41,7 @@ def fit(x: Ingredients, folder: Path, world: World) -> None:
     assert isinstance(model, Classical)
     classes = x.objective.supervision.classes
     train, truth = functionals(x, x.rows[classes[x.rows] >= 0])
-    dev_rows = x.fold.dev[x.dev_labels.classes[x.fold.dev] >= 0]
+    dev_rows = x.choosing[x.dev_labels.classes[x.choosing] >= 0]
     dev, dev_truth = functionals(x, dev_rows)
     truth, dev_truth = classes[truth], x.dev_labels.classes[dev_truth]
     absent = sorted(set(range(model.classes)) - set(truth.tolist()))

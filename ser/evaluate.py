@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ser import facts, scoring
+from ser import composite, facts, passes, scoring
 from ser.recipe import Comparison
 from ser.references import OWN, Reference, ceilings_of, references, source_of, test_set
 from ser.results import Model, collect, voices
@@ -46,6 +46,11 @@ def evaluate(setting: Setting) -> dict[str, Any]:
     any_model = next(iter(models.values()))
     speakers = voices(setting, any_model.test.rows)
     told = {name: describe(setting, models, name, truths, speakers, speeds) for name in models}
+    mixed, lost = composite.composites(setting, models)
+    for name, model in mixed.items():
+        more = composite.describe(setting, models, name, told)
+        told[name] = more | _results(setting, model, truths, speakers) | {"source": source_of(more["inputs"])}
+    incomplete |= lost
     report = {
         "schema": SCHEMA,
         "name": recipe.name,
@@ -59,10 +64,11 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "views": {"count": setting.policy.count, "policy": recipe.views},
         "test": test_set(setting, any_model, truths, speakers),
         "ceilings": ceilings_of(setting),
-        "order": list(models),
+        "order": list(told),
+        "targets": passes.told(setting, models),
         "models": told,
         "incomplete": incomplete,
-        "comparisons": _comparisons(setting, models, truths, speakers),
+        "comparisons": _comparisons(setting, models | mixed, truths, speakers),
         "findings": [_finding(finding) for finding in facts.findings(setting, models)],
         "environment": _read(recipe.directory / "environment.json"),
         "recipe": recipe.dump(),
@@ -91,7 +97,6 @@ def describe(
     """Everything that the report says of one model."""
     model, entry = models[name], setting.recipe.models[name]
     first = next(iter(model.trainings.values()))
-    own = truths[OWN]
     train = entry.train.model_dump(mode="json") if entry.train is not None else None
     return {
         "role": entry.role,
@@ -108,20 +113,30 @@ def describe(
         "parameters": first.facts["parameters"]["total"],
         "bytes": sum((first.folder / "model" / file).stat().st_size for file in first.facts["files"]),
         "speed": _speed(setting, first, model, speeds),
+        "exposure": facts.exposure(setting, model),
+        "licences": facts.licences(setting, models, name),
+        **_results(setting, model, truths, speakers),
+        "sureness": facts.sureness(setting, model),
+        "trainings": [facts.training(one) for one in model.trainings.values()],
+        "curves": [facts.curve(one, setting.protocol.select_metric) for one in model.trainings.values()],
+    }
+
+
+def _results(
+    setting: Setting, model: Model, truths: dict[str, Reference], speakers: np.ndarray
+) -> dict[str, Any]:
+    """What the answers of a model or composite are worth."""
+    own = truths[OWN]
+    return {
         "seeds": model.seeds,
         "missing": model.missing,
         "unanswered": scoring.unanswered(model.test),
-        "exposure": facts.exposure(setting, model),
-        "licences": facts.licences(setting, models, name),
         "scores": {
             reference: _scores(setting, model, truth.of(model.test.rows), speakers)
             for reference, truth in truths.items()
         },
         "dev": _dev(model, own),
         "calibration": scoring.calibration(own.of(model.test.rows), model.test),
-        "sureness": facts.sureness(setting, model),
-        "trainings": [facts.training(one) for one in model.trainings.values()],
-        "curves": [facts.curve(one, setting.protocol.select_metric) for one in model.trainings.values()],
     }
 
 
@@ -146,7 +161,8 @@ def _scores(setting: Setting, model: Model, truth: scoring.Truth, speakers: np.n
         "corpus": [corpora[c] for c in np.asarray(dataset.corpus)[system.rows]],
         "gender": field(dataset, "gender", system.rows),
     }
-    metrics = [m for m in dict.fromkeys((headline(setting), "ua", "ccc")) if m in scoring.COMPARABLE]
+    wanted = (headline(setting), "ua", "ccc", *setting.recipe.report.group_metrics)
+    metrics = [m for m in dict.fromkeys(wanted) if m in scoring.COMPARABLE]
     return {
         "pooled": scoring.pooled(truth, system, speakers),
         "mean_over_folds": scoring.mean_over_folds(per_fold),
@@ -203,12 +219,28 @@ def _comparisons(
 def _check(setting: Setting) -> None:
     """Comparisons must name models and metrics; the ceilings need the generated corpus's classes."""
     recipe = setting.recipe
+    for name, mixed in recipe.report.composites.items():
+        lost = sorted(set(mixed.models.values()) - set(recipe.models))
+        if lost or name in recipe.models:
+            raise UserError(
+                f"report.composites.{name} " + (f"names {', '.join(lost)}, no model of this recipe" if lost else
+                                                "has the name of a model"),
+                where=recipe.name,
+                hint=f"models: {', '.join(recipe.models)}",
+            )  # fmt: skip
+    strange = sorted(set(recipe.report.group_metrics) - set(scoring.COMPARABLE))
+    if strange:
+        raise UserError(
+            f"report.group_metrics: no metric {', '.join(strange)}", where=recipe.name,
+            hint=f"metrics: {', '.join(scoring.COMPARABLE)}",
+        )  # fmt: skip
+    known = [*recipe.models, *recipe.report.composites]
     for row in recipe.report.compare:
         for name in (row.system, row.reference):
-            if name not in recipe.models:
+            if name not in known:
                 raise UserError(
                     f"report.compare names {name!r}, no model of this recipe", where=recipe.name,
-                    hint=f"models: {', '.join(recipe.models)}",
+                    hint=f"models: {', '.join(known)}",
                 )  # fmt: skip
         if row.metric not in scoring.COMPARABLE:
             raise UserError(

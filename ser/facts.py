@@ -14,11 +14,13 @@ from ser import scoring
 from ser.agreement import check_tuning, tuned_in_test
 from ser.exposure import Exposure, Finding, check_student, of_rows, tuning
 from ser.job import Job, chosen_values
+from ser.job import below as under
 from ser.leaks import inspect
 from ser.produce import teacher_store
 from ser.results import ANSWERED, Model, Training, voices
 from ser.score import probabilities
 from ser.setting import Setting, supervision
+from ser.setting import restricted as restricted_to
 from ser.sources import CrossFitted, parts_of
 from ser.truth import field
 from shards.errors import UserError
@@ -113,16 +115,22 @@ def findings(setting: Setting, models: dict[str, Model]) -> list[Finding]:
     for name, model in models.items():
         below = [other for other in setting.recipe.models[name].needs if other in models]
         for fold_name, fold in setting.folds.items():
-            teachers = {other: _exposure(models[other], fold_name) for other in below}
+            job = Job(fold_name, name, model.seeds[0])
+            teachers = {o: heard_by(models[o], under(setting.recipe, job, o).fold) for o in below}
+            dev = restricted_to(setting, fold, name).dev
             # LEGACY returns what STRICT would refuse: a report must show it in either case.
             found += check_student(
-                setting.dataset, fold.test, fold.dev, _exposure(model, fold_name), teachers, "LEGACY",
+                setting.dataset, fold.test, dev, heard_by(model, fold_name), teachers, "LEGACY",
                 setting.recipe.allow_unknown, fold=fold_name, model=name,
             )  # fmt: skip
+    if setting.recipe.targets.mode == "train":
+        text = "the students' teachers answered in training mode, with their dropout on, as the released code of a paper does"
+        found.append(Finding("teachers in training mode", "note", "", text))
     return sorted(_merged(found), key=lambda f: f.level != "leak")
 
 
-def _exposure(model: Model, fold: str) -> Exposure:
+def heard_by(model: Model, fold: str) -> Exposure:
+    """Whom the model of a fold has heard, all seeds together."""
     parts = [
         Exposure.from_json(training.meta["exposure"])
         for (f, _), training in model.trainings.items()
@@ -152,11 +160,11 @@ def exposure(setting: Setting, model: Model) -> dict[str, Any]:
 
     `tuning` is what a search of this run did, `declared` what the recipe says of the settings as written (null: nothing).
     """
-    per_fold = {fold: _exposure(model, fold) for fold in setting.folds}
+    per_fold = {fold: heard_by(model, fold) for fold in setting.folds}
     tuned = {fold: chosen_values(setting.recipe, Job(fold, model.name, model.seeds[0])) for fold in per_fold}
     dataset = setting.dataset
     select = {
-        name: of_rows(dataset, fold.dev) if tuned[name] else frozenset()
+        name: of_rows(dataset, restricted_to(setting, fold, model.name).dev) if tuned[name] else frozenset()
         for name, fold in setting.folds.items()
     }
     tests = {name: of_rows(dataset, fold.test) for name, fold in setting.folds.items()}
@@ -266,13 +274,14 @@ def _on_training(setting: Setting, model: Model) -> dict[str, Any]:
         for name, fold in setting.folds.items():
             store = teacher_store(setting, Job(name, model.name, seed))
             shown, fitted = supervision(setting, fold, model.name, "none")
+            heard = restricted_to(setting, fold, model.name).train
             if entry.train is None:
                 # a product heard what its components heard
                 fitted = fold.labelled
             elif entry.data == "all":
-                fitted = fold.train
+                fitted = heard
             seen.append(_read(setting, store, fitted, shown.classes))
-            unseen.append(_read(setting, store, np.setdiff1d(fold.train, fitted), shown.classes))
+            unseen.append(_read(setting, store, np.setdiff1d(heard, fitted), shown.classes))
             if entry.cross_fit:
                 copies = [
                     teacher_store(setting, Job(name, model.name, seed, part=k))

@@ -37,8 +37,11 @@ def export(x: Ingredients, engine: Engine, state: checkpoint.State, folder: Path
         if state.best_step != state.step:
             weights = load_file(str(folder / f"best-{state.best_step}.safetensors"))
     x.objective.projectors = None
-    finish(x, weights, folder, world, {"chosen": chosen, "steps": state.step, "dev": state.best, "skipped": state.skipped,
-                                       "quarantined": state.quarantined})  # fmt: skip
+    training = {"chosen": chosen, "steps": state.step, "dev": state.best, "skipped": state.skipped,
+                "quarantined": state.quarantined}  # fmt: skip
+    if x.objective.sources:
+        training["answers"] = x.plan.drawn(state.step)  # that each teacher gave, stored or asked
+    finish(x, weights, folder, world, training)
 
 
 def finish(

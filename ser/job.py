@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from ser.checkpoint import write_json
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
@@ -24,6 +26,10 @@ OPERATIONAL = {
     "workers", "zero_stage", "offload", "loader_workers", "threads", "log_every", "tensorboard", "checkpoint_every",
     "keep_checkpoints", "max_quarantined",
 }  # fmt: skip
+
+
+# Keys that say nothing at their default, and then stand in no identity.
+SILENT = {"rows", "teacher_fold", "source", "mode"}
 
 
 @dataclass(frozen=True, order=True)
@@ -119,7 +125,10 @@ def jobs(recipe: Recipe, fold: str, model: str) -> list[Job]:
 def below(recipe: Recipe, job: Job, name: str) -> Job:
     """The training of model `name` that `job` builds on; a cross-fitted copy is made of its components' copies."""
     crossed = job.part is not None and name in recipe.models[job.model].components
-    return Job(job.fold, name, recipe.seeds_of(name)[0], part=job.part if crossed else None)
+    entry = recipe.models[job.model]
+    elsewhere = entry.teacher_fold is not None and name in entry.target_sources
+    fold = str(entry.teacher_fold) if elsewhere else job.fold
+    return Job(fold, name, recipe.seeds_of(name)[0], part=job.part if crossed else None)
 
 
 def identity(setting: Setting, job: Job) -> dict[str, Any]:
@@ -133,7 +142,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
     return {
-        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep"}),
+        "model": _said(model, {"train", "search", "seeds", "keep"}),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None
         else None,
@@ -145,10 +154,17 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
         "part": job.part,
         "views": setting.policy.hash(),
         "features": features_of(setting, job.model),
-        "targets": recipe.targets.model_dump(mode="json") if model.target_sources else None,
+        "targets": _said(recipe.targets) if model.target_sources else None,
         "teachers": {name: digest(identity(setting, below(recipe, job, name))) for name in model.needs},
         "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
     }
+
+
+def _said(config: BaseModel, never: Set[str] = frozenset()) -> dict[str, Any]:
+    """A configuration as JSON without `never`, and without those of `SILENT` that stand at their default."""
+    fields = type(config).model_fields
+    quiet = {key for key in SILENT & fields.keys() if getattr(config, key) == fields[key].default}
+    return config.model_dump(mode="json", exclude=set(never) | quiet)
 
 
 def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:

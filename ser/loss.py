@@ -39,6 +39,19 @@ class Supervision:
     class_weights: np.ndarray
 
 
+@dataclass(frozen=True)
+class Languages:
+    """Who speaks what, for terms that weigh teachers by language.
+
+    Attributes:
+        of_row: (n,) int64 language code of every row of the dataset, -1 unknown.
+        of_teacher: Teacher -> the code of its language.
+    """
+
+    of_row: np.ndarray
+    of_teacher: Mapping[str, int]
+
+
 class Objective:
     """All terms of one training.
 
@@ -49,6 +62,7 @@ class Objective:
         projectors: For embedding terms.
         smoothing: Label smoothing of the cross entropy.
         scales: Teacher -> mean and deviation (E,) of its embedding, for terms that standardise.
+        languages: For terms whose weights are `language`.
     """
 
     def __init__(
@@ -59,9 +73,11 @@ class Objective:
         projectors: Projectors | None = None,
         smoothing: float = 0.0,
         scales: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        languages: Languages | None = None,
     ):
         self.supervision, self.sources = supervision, sources
         self.projectors, self.smoothing, self.scales = projectors, smoothing, scales or {}
+        self.languages = languages
         self.terms = {term.name: term for term in terms}
         self.row_terms = {name: t for name, t in self.terms.items() if t.loss != "ccc" or t.scope == "slot"}
         # CCC terms mix the rated dimensions evenly: one that nobody rated must not shrink the others
@@ -84,7 +100,15 @@ class Objective:
         if term.loss == "ccc":
             return np.any(np.isfinite(self.supervision.dimensions[rows]), axis=1).astype(np.float64)
         present = [self.sources[name].state(rows, views) == PRESENT for name in term.sources]
-        return np.any(present, axis=0) * self._taught(term, rows)
+        return np.any(np.array(present) & self._asked(term, rows), axis=0) * self._taught(term, rows)
+
+    def _asked(self, term: Term, rows: np.ndarray) -> np.ndarray:
+        """(N, B) bool: whether a term asks this teacher about this row; by language, the teachers of the row's own."""
+        if term.weights != "language":
+            return np.ones((len(term.sources), len(rows)), bool)
+        assert self.languages is not None
+        speaks = np.array([self.languages.of_teacher[name] for name in term.sources])
+        return speaks[:, None] == self.languages.of_row[rows]
 
     def _taught(self, term: Term, rows: np.ndarray) -> np.ndarray:
         """(B,) float64: 1 where a teacher's term applies, 0 on labelled rows of a term for unlabelled ones."""
@@ -222,7 +246,8 @@ class Objective:
         logits = _wide(output.logits)
         teachers = torch.stack([batch.targets[name]["logits"].to(logits.device) for name in term.sources])
         here = torch.stack([answered[name] for name in term.sources])
-        if term.weights == "uniform":
+        here = here & torch.from_numpy(self._asked(term, batch.rows)).to(here.device)
+        if term.weights in ("uniform", "language"):
             shares = objectives.uniform_weights(here)
         else:
             scope = "batch" if term.weights == "batch_cosine" else "utterance"

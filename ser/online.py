@@ -1,28 +1,58 @@
 """Targets from a live teacher: asked while the student trains, instead of read from side-shards.
 
 Guarantees: the same interface and, in evaluation mode, the same answers as the stored targets, within the tolerance of
-another batch; the student hears exactly the view that the teacher answers.
+another batch; the student hears exactly the view that the teacher answers; no random state of the training is touched.
 
 Gives up: every epoch and every worker asks anew, which is what stored targets save; loader processes (the teacher lives
-in the training process).
+in the training process); where a teacher cannot read an utterance, only the rank that asked knows it, so N of that step
+(`ser.loss`) may differ by one between ranks.
 """
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from ser import produce
 from ser.inputs import complete, needs_of
-from ser.models import SERModel
+from ser.job import Job, directory
+from ser.models import SERModel, load
+from ser.setting import Setting
 from shards.batch import load_slot
 from shards.dataset import Dataset
-from shards.law import hash64
+from shards.law import hash64, mix64
 from shards.slots import Slot
 from shards.targets import NO_INPUT, PRESENT, QUARANTINED, TargetSpec, TargetStore
 from shards.views import ViewPolicy
 
 HAS_TEXT = 8
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Inside, torch (on the CPU), numpy and python draw from `seed`; afterwards they go on where they were."""
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def ask(setting: Setting, job: Job, seed: int = 0) -> "OnlineTargets":
+    """The finished training `job` as an online source, as the recipe's `targets` say; `seed` is the student's."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return OnlineTargets(
+        load(directory(setting.recipe, job) / "model")[0].to(device), setting.dataset, setting.policy, produce.feature_stores(setting),
+        produce.teacher_spec(setting, job), setting.recipe.targets.mode == "train", seed,
+    )  # fmt: skip
 
 
 class OnlineTargets:
@@ -68,11 +98,7 @@ class OnlineTargets:
         for part in self._parts(rows, views):
             batch = load_slot(self.dataset, Slot(rows[part], views[part]), self.needs, self.policy)
             self.unreadable |= set(rows[part][~batch.present.numpy()].tolist())
-            with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-                if self.train_mode:
-                    torch.manual_seed(
-                        int(hash64(self.seed, self.dataset.key_hash[rows[part]]).sum()) & 0x7FFFFFFF
-                    )
+            with torch.inference_mode(), drawn_from(self._seed(rows[part], views[part])):
                 output = self.model(complete(batch.to(self.model.device), self.model))
             self.passes += len(part)
             good = (batch.present & output.has_input.cpu()).numpy()
@@ -80,6 +106,11 @@ class OnlineTargets:
                 answered = getattr(output, name).float().cpu().numpy()
                 values[part[good]] = answered[good]
         return said
+
+    def _seed(self, rows: np.ndarray, views: np.ndarray) -> int:
+        """What a training teacher's dropout is drawn from: seed, rows and views, so that a resumed run draws the same."""
+        said = np.asarray(self.dataset.key_hash)[rows] ^ mix64(views.astype(np.uint64))
+        return int(hash64(self.seed, said).sum()) & 0x7FFFFFFF
 
     def _parts(self, rows: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
         every = np.arange(len(rows))

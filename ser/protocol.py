@@ -87,11 +87,14 @@ class FoldsConfig(Strict):
             allowed = {**needs, "fixed": ["train", "dev", "test"]}.get(self.kind, [])
             if getattr(self, name) and name not in allowed:
                 raise ValueError(f"`{name}` says nothing with kind {self.kind}")
-        listed = [value for group in self.groups for value in group] + self.train + self.dev + self.test
+        for listed in ([*self.train, *self.dev, *self.test], *self.groups):
+            self._refuse_twice(listed)
+        return self
+
+    def _refuse_twice(self, listed: list[str]) -> None:
         twice = sorted({value for value in listed if listed.count(value) > 1})
         if twice:
             raise ValueError(f"listed twice: {', '.join(twice)}")
-        return self
 
 
 class DevConfig(Strict):
@@ -194,6 +197,8 @@ class Protocol(Strict):
         if self.checkpoint == "best-dev" and self.dev is None and not self.folds.dev:
             raise ValueError("checkpoint best-dev needs `dev`")
         if self.strictness == "STRICT":
+            # LEGACY may test the same speaker in several folds, as some released code does
+            self.folds._refuse_twice([value for group in self.folds.groups for value in group])
             for bad, what in (
                 (
                     self.folds.kind == "random",

@@ -18,6 +18,8 @@ from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
 
+FIELD = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
+
 __all__ = ["RECIPES", "OptimizerConfig", "Recipe", "Term", "TrainConfig", "find", "load"]
 
 
@@ -51,6 +53,9 @@ class ModelRecipe(Strict):
         cross_fit: Train that many copies, each without one part of the training speakers, and take every
             utterance's target from the copy that has not heard its speaker; 0 is off.
         search: Dotted train keys with lists of values, tried on each fold's dev set with the first seed.
+        rows: {field: values}, for example {language: [fi]}: labels, training, normalisation and the choice of a
+            checkpoint take these rows alone; targets, predictions and scores are of all rows. Empty is all.
+        teacher_fold: LEGACY: take every teacher from this fold's training, whatever fold this model is tested on.
         keep: Dotted train keys that no chosen value replaces; `load` names here what a variant or an override gave.
         seeds: Seeds of this model; None takes the recipe's (teachers: only its first).
     """
@@ -65,6 +70,8 @@ class ModelRecipe(Strict):
     permute_targets: bool = False
     cross_fit: int = Field(default=0, ge=0)
     search: dict[str, list[Any]] = {}
+    rows: dict[str, list[str]] = {}
+    teacher_fold: str | None = None
     keep: list[str] = []
     seeds: list[int] | None = None
 
@@ -106,11 +113,24 @@ class FeatureConfig(Strict):
 
 
 class TargetsConfig(Strict):
-    """What is stored of each teacher, and how the inference batches are cut (part of the fingerprint)."""
+    """What is stored of each teacher, and how the inference batches are cut (part of the fingerprint).
+
+    Attributes:
+        source: stored (each teacher answers once, beside the shards) or online (it is asked at every step).
+        mode: Of the teachers: eval, or train (LEGACY: their dropout is on, as in some released code; online alone).
+    """
 
     slot_seconds: float = Field(default=120, gt=0)
     embedding: bool = True
     dtype: Literal["float32", "float16"] = "float32"
+    source: Literal["stored", "online"] = "stored"
+    mode: Literal["eval", "train"] = "eval"
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> "TargetsConfig":
+        if self.mode == "train" and self.source == "stored":
+            raise ValueError("mode train draws other answers at every step: it needs `source: online`")
+        return self
 
 
 class Comparison(Strict):
@@ -121,10 +141,30 @@ class Comparison(Strict):
     metric: str = "ua"
 
 
+class Composite(Strict):
+    """A row of the report made of several models: each utterance is answered by the model of its own group.
+
+    Attributes:
+        by: What tells the groups: language, corpus, gender, speaker, session or extra.<field>.
+        models: Group to model, every group of the test sets.
+    """
+
+    by: str = Field(default="language", pattern=FIELD)
+    models: dict[str, str] = Field(min_length=1)
+
+
 class ReportConfig(Strict):
-    """What the report compares, and which reference labels it scores against besides the protocol's."""
+    """What the report compares, and which reference labels it scores against besides the protocol's.
+
+    Attributes:
+        compare: Rows of the comparison table; a composite may stand there like a model.
+        composites: Name to systems made of several models, FT-Mono for instance.
+        group_metrics: Metrics of the tables by group besides the headline.
+    """
 
     compare: list[Comparison] = []
+    composites: dict[str, Composite] = {}
+    group_metrics: list[str] = []
     references: dict[str, str] = {}
     groups: list[Literal["language", "gender", "corpus"]] = ["language", "gender", "corpus"]
     ceilings: bool = False
@@ -209,6 +249,7 @@ class Recipe(Strict):
                         "so it can be neither a teacher nor a component"
                     )
             self._components_fit(name)
+            self._rows_fit(name)
             for number, term in enumerate(model.objective):
                 if term.loss == "embedding" and not self.targets.embedding:
                     raise ValueError(
@@ -245,6 +286,33 @@ class Recipe(Strict):
                     f"models.{name}.cross_fit: parts are dealt by the first seed, {self.seeds_of(name)[0]} here and "
                     f"{self.seeds_of(other)[0]} for {other}; set models.{other}.seeds={self.seeds_of(name)}"
                 )
+
+    def _rows_fit(self, name: str) -> None:
+        """Refuse row filters, teachers of other folds and weights by language that could not work."""
+        model = self.models[name]
+        for field, values in model.rows.items():
+            if not re.fullmatch(FIELD, field) or not values:
+                raise ValueError(
+                    f"models.{name}.rows: give {{field: [values]}} with a field such as language, corpus or speaker, "
+                    f"not {field}: {values}"
+                )
+        online = self.targets.source == "online"
+        if model.teacher_fold is not None and not (model.target_sources and online):
+            raise ValueError(
+                f"models.{name}.teacher_fold needs terms that name a teacher and `targets: {{source: online}}`: a fold's "
+                "stored targets are of its own training and dev rows"
+            )
+        if online and model.target_sources and model.train is not None and model.train.loader_workers:
+            raise ValueError(
+                f"models.{name}.train.loader_workers: online teachers live in the training process; set it to 0"
+            )
+        for number, term in enumerate(model.objective):
+            for teacher in term.sources if term.weights == "language" else ():
+                if len(self.models[teacher].rows.get("language", ())) != 1:
+                    raise ValueError(
+                        f"models.{name}.objective.{number}: weights language needs teachers of one language each; give "
+                        f"models.{teacher} `rows: {{language: [...]}}` with one, or leave it out"
+                    )
 
     def order(self) -> list[str]:
         """Model names so that each comes after the models it needs; a cycle is an error."""

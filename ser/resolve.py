@@ -19,14 +19,22 @@ from shards.errors import UserError
 RECIPES = Path(__file__).parent / "recipes"
 
 
+def names() -> list[str]:
+    """Names of the recipes that come with the package: `demo`, `open-emodb`, `mtkd2025/tiny`."""
+    paths = [p.relative_to(RECIPES) for p in (*RECIPES.glob("*.yaml"), *RECIPES.glob("*/*.yaml"))]
+    return sorted(
+        str(p.parent) if p.name == "recipe.yaml" else str(p.with_suffix(""))
+        for p in paths
+        if "chosen" not in p.parts
+    )
+
+
 def find(name: str) -> Path:
     """Path of a recipe: a file, or the name of one that comes with the package."""
     for path in (Path(name), RECIPES / f"{name}.yaml", RECIPES / name / "recipe.yaml"):
         if path.is_file():
             return path
-    known = sorted(
-        [p.stem for p in RECIPES.glob("*.yaml")] + [p.parent.name for p in RECIPES.glob("*/recipe.yaml")]
-    )
+    known = names()
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ser import pin
+from ser.exposure import called
+from ser.grouping import groups, listed
 from ser.loss import Supervision
 from ser.objectives import class_weights
 from ser.protocol import Fold, Labels, Protocol, folds, labels, load_protocol, shown_rows
@@ -34,10 +36,16 @@ class Setting:
     def folds(self) -> dict[str, Fold]:
         """Folds by name, all of the protocol's or those that the recipe names (with or without their corpus)."""
         every = {fold.name: fold for fold in folds(self.protocol, self.dataset)}
-        if self.recipe.folds == "all":
-            return every
-        names = [self._whole_name(name, every) for name in self.recipe.folds]
-        return {name: every[name] for name in names}
+        if self.recipe.folds != "all":
+            every = {name: every[name] for name in (self._whole_name(n, every) for n in self.recipe.folds)}
+        for name, entry in self.recipe.models.items():
+            if entry.teacher_fold is not None and entry.teacher_fold not in every:
+                raise UserError(
+                    f"no fold {entry.teacher_fold!r} for the teachers of {name} in this run",
+                    where=f"{self.recipe.name}: models.{name}.teacher_fold",
+                    hint=f"folds: {', '.join(every)}",
+                )
+        return every
 
     def _whole_name(self, name: str, every: dict[str, Fold]) -> str:
         """The fold "speaker-emodb-03" may be called "speaker-03" where only one corpus has such a fold."""
@@ -75,12 +83,49 @@ class Setting:
         return list(self.protocol.classes)
 
 
+def within(setting: Setting, model: str) -> np.ndarray:
+    """(n,) bool: rows of the dataset that model `model` may learn from and be chosen by (its `rows`).
+
+    Raises:
+        UserError: A value that no utterance of the protocol has.
+    """
+    chosen = np.ones(len(setting.dataset), bool)
+    where = f"{setting.recipe.name}: models.{model}.rows"
+    for by, wanted in setting.recipe.models[model].rows.items():
+        values = groups(setting.dataset, by)
+        chosen &= np.isin(values.codes, listed(values, wanted, setting.labels.scope, by, where))
+    return chosen
+
+
+def restricted(setting: Setting, fold: Fold, model: str) -> Fold:
+    """The fold as model `model` learns from it and is chosen by it; its test set stays whole.
+
+    Raises:
+        UserError: Nothing is left to learn from, or nobody to choose by where the fold has a dev set.
+    """
+    wanted = setting.recipe.models[model].rows
+    if not wanted:
+        return fold
+    inside = within(setting, model)
+    train, dev, labelled = (rows[inside[rows]] for rows in (fold.train, fold.dev, fold.labelled))
+    for split, rows, whole in (("train", train, fold.train), ("dev", dev, fold.dev)):
+        if len(whole) and not len(rows):
+            told = "; ".join(f"{by} {', '.join(values)}" for by, values in wanted.items())
+            raise UserError(
+                f"the {split} set of {called(fold.name)} has no utterance of {told}",
+                where=f"{setting.recipe.name}: models.{model}.rows",
+                hint=f"choose folds that have it on both sides, or leave out models.{model}",
+            )
+    return Fold(fold.name, train, dev, fold.test, labelled)
+
+
 def supervision(setting: Setting, fold: Fold, model: str, weighting: str) -> tuple[Supervision, np.ndarray]:
     """Labels as model `model` may see them while it trains on `fold`, and the training rows whose label shows.
 
     Labels of all but the shown training rows are hidden (-1, nan): nothing of dev or test can enter a loss.
     """
     recipe = setting.recipe.models[model]
+    fold = restricted(setting, fold, model)
     known = setting.labels_from(recipe.label_from)
     shown = fold.labelled
     if recipe.labelled is not None:

@@ -170,10 +170,10 @@ def evaluate(
     x: Ingredients, engine: Engine, state: checkpoint.State, folder: Path, world: World, events: Events | None
 ) -> None:
     """Score the dev set, where there is one; keep the weights when they are the best so far."""
-    if not len(x.fold.dev):
+    if not len(x.choosing):
         return
     answers = answer(
-        x.model, x.dataset, x.fold.dev, policy=x.policy, features=x.features,
+        x.model, x.dataset, x.choosing, policy=x.policy, features=x.features,
         slot_seconds=x.config.slot_seconds, world=world,
     )  # fmt: skip
     values = score(answers, x.dev_labels)

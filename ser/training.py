@@ -104,6 +104,10 @@ class Term(Strict):
     the named teacher(s), with `rows: unlabelled` only where no label shows. `standardise` takes mean and deviation over
     the training rows out of a teacher's embedding first (raw embeddings share a large direction that a cosine rewards
     for nothing). `scope: slot` computes CCC per micro-batch as some released code does (LEGACY).
+
+    `weights` of multi_kl: `cosine` (softmax of the cosine of student and teacher logits over `tau`, each utterance on its
+    own: Bijoy et al. 2025, equation 1), `batch_cosine` (of the batch's mean cosine, as their released code; LEGACY),
+    `uniform`, `language` (the teacher of the utterance's own language alone: an oracle that needs the language).
     """
 
     loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions"]
@@ -114,7 +118,7 @@ class Term(Strict):
     direction: Literal["forward", "reverse"] = "forward"
     reduction: Literal["batchmean", "mean"] = "batchmean"
     distance: Literal["cosine", "mse", "l1"] = "cosine"
-    weights: Literal["cosine", "batch_cosine", "uniform"] = "cosine"
+    weights: Literal["cosine", "batch_cosine", "uniform", "language"] = "cosine"
     tau: float = Field(default=0.25, gt=0)
     scope: Literal["step", "slot"] = "step"
     rows: Literal["all", "unlabelled"] = "all"

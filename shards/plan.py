@@ -153,6 +153,12 @@ class Plan:
             self._count()
         return self._steps[epochs]
 
+    def drawn(self, steps: int) -> int:
+        """Drawn entries of the first `steps` global steps."""
+        epoch, within = self.locate(steps)
+        whole = epoch * len(self.rows) if self.weights is None else sum(map(self.entries, range(epoch)))
+        return whole + sum(len(slot.rows) for i in range(steps - within, steps) for slot in self.step(i))
+
     def locate(self, global_step: int) -> tuple[int, int]:
         """(epoch, step within it) of a global step.
 

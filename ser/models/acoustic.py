@@ -16,6 +16,7 @@ from ser.models.base import Heads, Inputs, ModelOutput, SERModel
 from ser.models.config import AcousticConfig
 from ser.models.pooling import POOLING, Mean, frame_mask, masked_mean
 from shards.errors import UserError
+from shards.utterance import SAMPLE_RATE
 
 
 class LayerMix(nn.Module):
@@ -142,12 +143,16 @@ class Acoustic(SERModel):
         least = 1
         for kernel, stride in zip(reversed(shape.conv_kernel), reversed(shape.conv_stride)):
             least = (least - 1) * stride + kernel
-        lengths = batch.lengths.clamp_min(least)
-        wave = batch.waveform.to(torch.promote_types(self.dtype, torch.float32))
-        samples = frame_mask(batch.lengths, wave.shape[1])
+        spoken, wave = batch.lengths, batch.waveform.to(torch.promote_types(self.dtype, torch.float32))
+        if self.config.pad_seconds is not None:
+            whole = round(self.config.pad_seconds * SAMPLE_RATE)
+            spoken = torch.where(spoken > 0, spoken.clamp_min(whole), 0)
+            wave = F.pad(wave, (0, max(0, whole - wave.shape[1])))
+        lengths = spoken.clamp_min(least)
+        samples = frame_mask(spoken, wave.shape[1])
         wave = torch.where(samples, wave, 0.0)
         if self.normalise:
-            count = batch.lengths.clamp_min(1)[:, None]
+            count = spoken.clamp_min(1)[:, None]
             wave = torch.where(samples, wave - wave.sum(1, keepdim=True) / count, 0.0)
             wave = wave / (wave.square().sum(1, keepdim=True) / count + 1e-7).sqrt()
         wave = F.pad(wave, (0, max(0, least - wave.shape[1]))).to(self.dtype)

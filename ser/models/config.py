@@ -101,6 +101,8 @@ class AcousticConfig(PretrainedConfig):
             statistics over true frames only and hands on an attention mask, so padding changes nothing; "plain" runs
             the public code without any mask and declares `needs_equal_lengths`.
         mask_time_prob: SpecAugment over hidden frames while training.
+        pad_seconds: LEGACY: pad every waveform with silence to this many seconds and take the silence for speech, in
+            the normalisation, without a mask and in the pooling, as some released code does; longer ones stay as they are.
     """
 
     kind: Literal["acoustic"] = "acoustic"
@@ -109,6 +111,7 @@ class AcousticConfig(PretrainedConfig):
     normalise: bool | None = None
     group_norm: Literal["masked", "plain"] = "masked"
     mask_time_prob: Probability = 0.0
+    pad_seconds: Annotated[float, Field(gt=0)] | None = None
 
 
 class EncoderConfig(AcousticConfig):

@@ -13,6 +13,7 @@ from ser.report.tables import (
     comparison_rows,
     group_kinds,
     group_notes,
+    group_tables,
     merged_findings,
     reference_names,
     result_tables,
@@ -20,6 +21,7 @@ from ser.report.tables import (
 )
 
 MOST_CONFUSIONS = 12
+UNTOLD: dict[str, Any] = {"source": "stored", "mode": "eval", "teachers": {}}
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -78,6 +80,8 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
         "confusions": confusion_figures(report),
         "groups": group_figures(report),
         "group_notes": group_notes(report),
+        "group_tables": group_tables(report),
+        "targets": report.get("targets", UNTOLD),
         "calibrations": calibration_figures(report),
         "calibration_table": calibration_table(report),
         "size_figure": figures.sizes(report, metric),
@@ -221,6 +225,7 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Headline", f"{_metric_title(report['headline'])}, {'pooled over folds' if p['pool'] == 'pooled' else 'mean over folds'}"),
         ("Training labels that show", labels),
         ("Views", f"{views} augmented ones a training utterance; dev and test are clean" if views else "clean audio only"),
+        ("Teachers' answers", _targets(report.get("targets", UNTOLD))),
         ("Seeds", ", ".join(map(str, report["recipe"]["seeds"])) + " (teachers: the first, unless told otherwise)"),
     ]  # fmt: skip
     if report["classes"]:
@@ -234,6 +239,15 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     if report["dimensions"]:
         out.insert(3, ("Dimensions", ", ".join(report["dimensions"]) + ", on a scale from 0 to 1"))
     return out
+
+
+def _targets(targets: dict[str, Any]) -> str:
+    if targets["source"] == "stored":
+        return "computed once, in evaluation mode, and stored"
+    mode = (
+        "in evaluation mode" if targets["mode"] == "eval" else "in TRAINING mode, their dropout on (LEGACY)"
+    )
+    return f"asked at every step of the students (online), {mode}"
 
 
 def _metric_title(metric: str) -> str:

@@ -65,7 +65,11 @@ def model_words(model: dict[str, Any]) -> str:
     """What a model is and learns from, in a few words."""
     inputs = {"waveform": "audio", "mel": "log-mel", "prosody": "prosody", "text": "text"}
     parts = [" + ".join(str(inputs.get(i, i)) for i in model["inputs"])]
-    if model["kind"] == "fused" and model["needs"]:
+    if model["kind"] == "composite":
+        parts.append(
+            f"for each {model['by'].removeprefix('extra.')} its own model: {', '.join(model['needs'])}"
+        )
+    elif model["kind"] == "fused" and model["needs"]:
         how = "made of" if model["objective"] else "product of"
         parts.append(f"{how} {' and '.join(model['needs'])}")
     elif model["needs"]:
@@ -137,6 +141,24 @@ def group_kinds(report: dict[str, Any]) -> list[tuple[str, str]]:
                 if len(table) > 1:
                     found[by, metric] = None
     return list(found)
+
+
+def group_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table a (what rows are grouped by, metric): a row a model, a column a group, each with its interval."""
+    out = []
+    for by, metric in group_kinds(report):
+        found = {
+            n: table
+            for n in report["order"]
+            if (table := report["models"][n]["scores"]["labels"]["groups"].get(by, {}).get(metric))
+        }
+        columns = sorted({group for table in found.values() for group in table})
+        rows = [
+            {"name": n, "cells": [words.cell(table.get(c), metric) for c in columns]}
+            for n, table in found.items()
+        ]
+        out.append({"by": by, "metric": metric, "columns": columns, "rows": rows})
+    return out
 
 
 def group_notes(report: dict[str, Any]) -> list[str]:

@@ -28,9 +28,8 @@ def test_every_protocol_file_loads_and_is_strict_unless_named():
     assert {"iemocap-5fold", "iemocap-10fold", "msp-podcast"} <= set(found)
     for name, protocol in found.items():
         assert protocol.name == name and protocol.about
-        assert protocol.strictness == (
-            "LEGACY" if name in ("emodb-random", "emodb-emobox-legacy") else "STRICT"
-        )
+        legacy = name == "emodb-random" or name.endswith("-legacy")
+        assert protocol.strictness == ("LEGACY" if legacy else "STRICT")
     assert found["iemocap-10fold"].classes["happy"] == ["hap", "exc"]
     assert len(found["ravdess-6fold"].folds.groups) == 6
 
