@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ser import facts, scoring
+from ser import facts, scoring, subsets
+from ser.layout import check_layout
 from ser.recipe import Comparison
 from ser.references import OWN, Reference, ceilings_of, references, source_of, test_set
 from ser.results import Model, collect, voices
@@ -62,6 +63,7 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "order": list(models),
         "models": told,
         "incomplete": incomplete,
+        "repeated": _repeated(setting, any_model),
         "comparisons": _comparisons(setting, models, truths, speakers),
         "findings": [_finding(finding) for finding in facts.findings(setting, models)],
         "environment": _read(recipe.directory / "environment.json"),
@@ -106,6 +108,7 @@ def describe(
         "objective": [_term(term) for term in entry.objective],
         "train": train,
         "parameters": first.facts["parameters"]["total"],
+        "trainable": first.facts["parameters"]["trainable"],
         "bytes": sum((first.folder / "model" / file).stat().st_size for file in first.facts["files"]),
         "speed": _speed(setting, first, model, speeds),
         "seeds": model.seeds,
@@ -123,6 +126,13 @@ def describe(
         "trainings": [facts.training(one) for one in model.trainings.values()],
         "curves": [facts.curve(one, setting.protocol.select_metric) for one in model.trainings.values()],
     }
+
+
+def _repeated(setting: Setting, model: Model) -> list[dict[str, Any]]:
+    """Test lines that training has read, where the recipe asks for subsets."""
+    if not setting.recipe.report.subsets:
+        return []
+    return subsets.repetition(setting, model.test, subsets.masks(setting, model.test))
 
 
 def _finding(finding: Any) -> dict[str, Any]:
@@ -170,6 +180,7 @@ def _scores(setting: Setting, model: Model, truth: scoring.Truth, speakers: np.n
             for by in setting.recipe.report.groups
         },
         "signs": scoring.signs(truth, system, speakers) if setting.recipe.report.ceilings else {},
+        "subsets": subsets.scores(subsets.masks(setting, system), truth, system, speakers),
     }
 
 
@@ -203,6 +214,7 @@ def _comparisons(
 def _check(setting: Setting) -> None:
     """Comparisons must name models and metrics; the ceilings need the generated corpus's classes."""
     recipe = setting.recipe
+    check_layout(recipe, scoring.COMPARABLE)
     for row in recipe.report.compare:
         for name in (row.system, row.reference):
             if name not in recipe.models:

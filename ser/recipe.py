@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ser.layout import Depth, Grid, Subset
 from ser.models.config import ModelConfig
 from ser.resolve import RECIPES, find, resolve
 from ser.strict import Strict, validate
@@ -122,12 +123,22 @@ class Comparison(Strict):
 
 
 class ReportConfig(Strict):
-    """What the report compares, and which reference labels it scores against besides the protocol's."""
+    """What the report compares, and which reference labels it scores against besides the protocol's.
+
+    Attributes:
+        subsets: Name -> field and value(s), as in a protocol's `subset`: the same answers scored on those rows alone.
+            The field `repeated_text` (true, false) is whether the text stands in the fold's training speech too.
+        grids: Tables of models by two traits.
+        depths: Figures of scores against an encoder's depth.
+    """
 
     compare: list[Comparison] = []
     references: dict[str, str] = {}
     groups: list[Literal["language", "gender", "corpus"]] = ["language", "gender", "corpus"]
     ceilings: bool = False
+    subsets: dict[str, Subset] = {}
+    grids: list[Grid] = []
+    depths: list[Depth] = []
 
 
 class TunedOn(Strict):

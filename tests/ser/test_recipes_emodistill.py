@@ -37,5 +37,9 @@ def test_the_grid_is_whole():
 @pytest.mark.slow
 def test_tiny_runs_whole(recipe):
     report = run_here(recipe)
-    assert report["order"] == [*TEACHERS, "alone", *GRID] or set(report["order"]) == {*TEACHERS, "alone", *GRID}
+    assert report["order"] == [*TEACHERS, "alone", *GRID] or set(report["order"]) == {
+        *TEACHERS,
+        "alone",
+        *GRID,
+    }
     assert not report["incomplete"]
