@@ -17,10 +17,12 @@ from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.inputs import complete, needs_of
 from ser.job import Job, below, directory, train_config
+from ser.layers import layer_stores
 from ser.loss import Objective, Supervision
 from ser.models import SERModel, build, load, load_meta
 from ser.models.config import ConvConfig
 from ser.models.fused import Fused
+from ser.models.probe import LAYERS, Probe
 from ser.models.projectors import Projectors
 from ser.models.prosodic import FrameModel
 from ser.produce import feature_stores, teacher_store
@@ -119,7 +121,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
             hint="check `labelled` and the fold",
         )
     check_mel(recipe, job.model)
-    features = feature_stores(setting)
+    features = {**feature_stores(setting), **layer_stores(setting, job)}
     sources = {name: _source(setting, job, name, rows) for name in entry.target_sources}
     model = _model(setting, job, rows, features)
     blank = copy.deepcopy(model)
@@ -205,6 +207,10 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
         counts = np.bincount(known[known >= 0], minlength=len(setting.classes))
         model.fit_prior(torch.from_numpy(counts / counts.sum()))
+    if entry.encoder_from:
+        start_encoder(
+            model, load(model_directory(setting, below(recipe, job, entry.encoder_from)))[0], job.model
+        )
     if entry.train is not None and entry.train.init_from:
         start, _ = load(entry.train.init_from)
         try:
@@ -218,10 +224,29 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     return model
 
 
+def start_encoder(model: Any, other: Any, name: str) -> None:
+    """Copy the encoder's weights of another acoustic model; of a deeper one the first layers are taken.
+
+    Raises:
+        UserError: The two are of different shapes.
+    """
+    own, given = model.encoder.state_dict(), other.encoder.state_dict()
+    odd = [key for key, value in own.items() if key not in given or given[key].shape != value.shape]
+    if odd:
+        raise UserError(
+            f"the encoder of {name} does not fit the one it starts from, first at {odd[0]}",
+            where=f"models.{name}.encoder_from",
+            hint="give both the same `config`, but for num_hidden_layers (or `num_layers`)",
+        )
+    model.encoder.load_state_dict({key: given[key] for key in own})
+
+
 def fit_normalisation(
     model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
 ) -> None:
     """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
+    if isinstance(model, Probe):
+        return _fit_states(model, features[LAYERS], rows, setting)
     if not isinstance(model, FrameModel):
         return
     from ser.features.normalise import Moments
@@ -244,6 +269,16 @@ def fit_normalisation(
     if model.functionals is not None and whole is not None:
         fitted = whole.normaliser()
         model.functionals.fit(fitted.mean, fitted.deviation)
+
+
+def _fit_states(model: Probe, store: TargetStore, rows: np.ndarray, setting: Setting) -> None:
+    """Mean and deviation of every hidden state over (a sample of) the training rows."""
+    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
+    views = np.full(len(chosen), setting.train_views[0], np.int64)
+    present = store.state(chosen, views) == PRESENT
+    states = np.asarray(store.read(chosen, views)[LAYERS], np.float64)[present]
+    mean, deviation = states.mean(0), states.std(0)
+    model.fit_normalisation(torch.from_numpy(mean).float(), torch.from_numpy(deviation).float())
 
 
 def check_mel(recipe: Recipe, name: str) -> None:

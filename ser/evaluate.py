@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 
 from ser import facts, scoring, subsets
+from ser.job import below, directory
 from ser.layout import check_layout
+from ser.models import load
+from ser.models.config import ProbeConfig
+from ser.models.probe import Probe
 from ser.recipe import Comparison
 from ser.references import OWN, Reference, ceilings_of, references, source_of, test_set
 from ser.results import Model, collect, voices
@@ -97,6 +101,7 @@ def describe(
     train = entry.train.model_dump(mode="json") if entry.train is not None else None
     return {
         "role": entry.role,
+        "layer_shares": layer_shares(setting, model),
         "kind": first.facts["config"]["kind"],
         "inputs": first.facts["inputs"],
         "source": source_of(first.facts["inputs"]),
@@ -133,6 +138,19 @@ def _repeated(setting: Setting, model: Model) -> list[dict[str, Any]]:
     if not setting.recipe.report.subsets:
         return []
     return subsets.repetition(setting, model.test, subsets.masks(setting, model.test))
+
+
+def layer_shares(setting: Setting, model: Model) -> dict[str, list[float]]:
+    """Question -> softmax weights over the encoder's states, the mean over folds and seeds; empty for other models."""
+    config = setting.recipe.models[model.name].model
+    if not isinstance(config, ProbeConfig) or config.layer != "weighted":
+        return {}
+    found = []
+    for training in model.trainings.values():
+        probe, _ = load(training.folder / "model")
+        assert isinstance(probe, Probe)
+        found.append(probe.shares())
+    return {question: np.mean([one[question] for one in found], 0).tolist() for question in found[0]}
 
 
 def _finding(finding: Any) -> dict[str, Any]:
@@ -247,7 +265,10 @@ def _speed(
     weights = first.facts["files"]["model.safetensors"]
     found = kept.get((weights, cpu()))
     if found is None:
-        found = real_time_factor(setting, first.folder / "model", model.test.rows)
+        config, below_it = setting.recipe.models[model.name].model, None
+        if isinstance(config, ProbeConfig):
+            below_it = directory(setting.recipe, below(setting.recipe, first.job, config.encoder)) / "model"
+        found = real_time_factor(setting, first.folder / "model", model.test.rows, below_it)
     return {**found, "weights": weights}
 
 

@@ -133,7 +133,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
     return {
-        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep"}),
+        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep", *_unset(model)}),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None
         else None,
@@ -149,6 +149,11 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
         "teachers": {name: digest(identity(setting, below(recipe, job, name))) for name in model.needs},
         "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
     }
+
+
+def _unset(model: ModelRecipe) -> set[str]:
+    """Keys that say nothing about a training: what is stored of it afterwards, and where its weights do not come from."""
+    return {"layers"} | (set() if model.encoder_from else {"encoder_from"})
 
 
 def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:

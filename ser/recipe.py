@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ser.layout import Depth, Grid, Subset
-from ser.models.config import ModelConfig
+from ser.models.config import AcousticConfig, ModelConfig, ProbeConfig
 from ser.resolve import RECIPES, find, resolve
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
@@ -54,6 +54,9 @@ class ModelRecipe(Strict):
         search: Dotted train keys with lists of values, tried on each fold's dev set with the first seed.
         keep: Dotted train keys that no chosen value replaces; `load` names here what a variant or an override gave.
         seeds: Seeds of this model; None takes the recipe's (teachers: only its first).
+        layers: Of an acoustic model: store the mean of every hidden state, for probes (`ser.layers`).
+        encoder_from: An acoustic model of this recipe whose encoder's weights this one's encoder starts with; one with
+            fewer layers takes the first ones.
     """
 
     role: Literal["teacher", "student", "baseline", "control"]
@@ -68,6 +71,8 @@ class ModelRecipe(Strict):
     search: dict[str, list[Any]] = {}
     keep: list[str] = []
     seeds: list[int] | None = None
+    layers: bool = False
+    encoder_from: str | None = None
 
     @property
     def classical(self) -> bool:
@@ -84,6 +89,8 @@ class ModelRecipe(Strict):
     def needs(self) -> tuple[str, ...]:
         """Names of the models that must be trained (and, for terms, have targets) before this one."""
         names = list(self.components)
+        names += [self.model.encoder] if isinstance(self.model, ProbeConfig) else []
+        names += [self.encoder_from] if self.encoder_from else []
         for term in self.objective:
             names += [name for name in term.sources if name not in names]
         return tuple(names)
@@ -220,6 +227,7 @@ class Recipe(Strict):
                         "so it can be neither a teacher nor a component"
                     )
             self._components_fit(name)
+            self._layers_fit(name)
             for number, term in enumerate(model.objective):
                 if term.loss == "embedding" and not self.targets.embedding:
                     raise ValueError(
@@ -228,6 +236,30 @@ class Recipe(Strict):
                     )
         self.order()
         return self
+
+    def _layers_fit(self, name: str) -> None:
+        """Refuse probes of what is no encoder or not stored, and probes where audio must be heard."""
+        model = self.models[name]
+        if model.layers and not isinstance(model.model, AcousticConfig):
+            raise ValueError(f"models.{name}.layers: only an acoustic model has hidden states to store")
+        if isinstance(model.model, ProbeConfig) and not self.models[model.model.encoder].layers:
+            other = model.model.encoder
+            raise ValueError(
+                f"models.{name} probes {other}, whose states are not stored: set models.{other}.layers=true"
+            )
+        if model.encoder_from:
+            other = self.models[model.encoder_from].model
+            if not isinstance(model.model, AcousticConfig) or not isinstance(other, AcousticConfig):
+                raise ValueError(f"models.{name}.encoder_from: both must be acoustic models")
+            if model.model.name is not None:
+                raise ValueError(
+                    f"models.{name}.encoder_from: it starts from {model.model.name} already; leave one out"
+                )
+        for other in (*model.components, *model.target_sources):
+            if isinstance(self.models[other].model, ProbeConfig):
+                raise ValueError(
+                    f"models.{name} needs {other}, a probe: it reads stored states, so it is neither teacher nor component"
+                )
 
     def _components_fit(self, name: str) -> None:
         """Refuse experts that nobody trains, and cross-fitting that would not hold."""

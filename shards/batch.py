@@ -29,7 +29,7 @@ class Needs:
         waveform: Audio of the view.
         text: Transcripts.
         features: Name -> store; the frames a model reads instead of audio. Read from the store's output of that name,
-            else from its only ragged one.
+            else from its only ragged one; the layers of a layer-pooled output of that name count as frames.
         targets: Name -> store; what teachers said.
     """
 
@@ -160,9 +160,10 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
     for name, store in needs.features.items():
         output = _frames_of(store, name)
         frames = store.read(rows, views)[output.name]
+        shape = output.shape if output.ragged else output.shape[1:]
         for i in np.flatnonzero(store.state(rows, views) != PRESENT):
             reasons.setdefault(int(i), _why_no_feature(store, name, batch.keys[i], rows[i], views[i]))
-        padded, counts = _pad(frames, output.shape)
+        padded, counts = _pad(frames, shape)
         batch.features[name], batch.feature_lengths[name] = torch.from_numpy(padded), torch.from_numpy(counts)
     for name, store in needs.targets.items():
         batch.targets[name], batch.target_lengths[name] = {}, {}
@@ -209,7 +210,8 @@ def _pad(rows: Sequence[np.ndarray] | np.ndarray, shape: tuple[int, ...]) -> tup
 
 def _frames_of(store: TargetStore, name: str) -> Output:
     ragged = [o for o in store.spec.outputs if o.ragged]
-    named = [o for o in ragged if o.name == name] or ragged
+    pooled = [o for o in store.spec.outputs if o.kind == "layer-pooled" and o.name == name]
+    named = pooled or [o for o in ragged if o.name == name] or ragged
     if len(named) != 1:
         raise UserError(
             f"which output of {store.spec.teacher!r} is the feature {name!r}? It has {[o.name for o in ragged]} as frames",

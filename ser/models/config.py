@@ -279,6 +279,31 @@ class ClassicalConfig(_Config):
     class_weights: Literal["balanced", "none"] = "balanced"
 
 
+class ProbeConfig(HeadConfig):
+    """A small head over the stored hidden states of a frozen encoder (`ser.layers`).
+
+    Attributes:
+        encoder: A model of the recipe whose states are stored (`layers: true`).
+        states: Number of its hidden states: its layers, and before them the input of the first.
+        size: Numbers a state.
+        layer: Which state (0 is the input of the first layer), or "weighted": a softmax-weighted sum of all states, with
+            weights of its own for each dimension and for the classes.
+    """
+
+    kind: Literal["probe"] = "probe"
+    encoder: str
+    states: Annotated[int, Field(ge=2)]
+    size: Positive
+    layer: Annotated[int, Field(ge=0)] | Literal["weighted"]
+    embedding: Positive | None = 256
+
+    @model_validator(mode="after")
+    def _layer_there(self):
+        if self.layer != "weighted" and self.layer >= self.states:
+            raise ValueError(f"layer {self.layer}: the encoder has states 0 to {self.states - 1}")
+        return self
+
+
 ModelConfig = Annotated[
     LinguisticConfig
     | ProsodicConfig
@@ -286,7 +311,8 @@ ModelConfig = Annotated[
     | FusedConfig
     | ConvConfig
     | EncoderConfig
-    | ClassicalConfig,
+    | ClassicalConfig
+    | ProbeConfig,
     Field(discriminator="kind"),
 ]
 FusedConfig.model_rebuild()
@@ -309,5 +335,5 @@ def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model"
         raise UserError(
             "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
             where=where,
-            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical; ser/models/config.py lists their keys",
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical, probe; ser/models/config.py lists their keys",
         ) from None

@@ -7,6 +7,7 @@ from launch.run import levels, write_run
 from ser import produce
 from ser.evaluate import evaluate
 from ser.job import Job, jobs
+from ser.layers import layer_work
 from ser.recipe import Recipe
 from ser.report import write_report
 from ser.setting import open_setting
@@ -34,8 +35,10 @@ def run_here(recipe: Recipe) -> dict[str, Any]:
             for fold in setting.folds:
                 for job in jobs(recipe, fold, name):
                     train(recipe, job)
+                teacher = Job(fold, name, recipe.seeds_of(name)[0])
+                if recipe.models[name].layers:
+                    list(produce.serial(recipe, layer_work(setting, teacher)))
                 if name in read:
-                    teacher = Job(fold, name, recipe.seeds_of(name)[0])
                     list(produce.serial(recipe, produce.teacher_work(setting, teacher)))
     evaluate(setting)
     write_report(setting)
