@@ -20,7 +20,7 @@ from ser.job import Job, below, directory, train_config
 from ser.layers import layer_stores
 from ser.loss import Objective, Supervision
 from ser.models import SERModel, build, load, load_meta
-from ser.models.config import ConvConfig
+from ser.models.config import ConvConfig, FusedConfig
 from ser.models.fused import Fused
 from ser.models.probe import LAYERS, Probe
 from ser.models.projectors import Projectors
@@ -31,6 +31,7 @@ from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting, supervision
 from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from shards import law
+from shards.batch import texts as transcripts
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.index import key_hash
@@ -198,7 +199,14 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     components = {
         name: load(model_directory(setting, below(recipe, job, name)))[0] for name in entry.components
     }
-    texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
+    source = text_source(entry.model)
+    texts = [t for t in transcripts(dataset, source, rows) if t]
+    if not texts and source != "text":
+        raise UserError(
+            f"no training utterance has a transcript in {source}",
+            where=f"models.{job.model}.model.text_from",
+            hint="give the corpus such transcripts, or leave text_from out",
+        )
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
     model = build(entry.model, count, answers.dimensions, texts=texts, components=components)
@@ -222,6 +230,14 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
                 hint="give a model directory of the same `model` configuration",
             ) from None
     return model
+
+
+def text_source(config: Any) -> str:
+    """Where a model's own configuration says that its words come from; "text" for one that does not read."""
+    if isinstance(config, FusedConfig):
+        found = [text_source(part) for part in config.components.values() if part is not None]
+        return next((source for source in found if source != "text"), "text")
+    return getattr(config, "text_from", "text")
 
 
 def start_encoder(model: Any, other: Any, name: str) -> None:

@@ -6,6 +6,7 @@ with a reason; nothing is dropped. Rows are padded with zeros to the longest of 
 A Batch pickles as plain bytes: no shared memory, no file descriptors.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -28,6 +29,7 @@ class Needs:
     Attributes:
         waveform: Audio of the view.
         text: Transcripts.
+        text_from: Where they come from: "text", or "extra.<name>".
         features: Name -> store; the frames a model reads instead of audio. Read from the store's output of that name,
             else from its only ragged one; the layers of a layer-pooled output of that name count as frames.
         targets: Name -> store; what teachers said.
@@ -35,6 +37,7 @@ class Needs:
 
     waveform: bool = False
     text: bool = False
+    text_from: str = "text"
     features: Mapping[str, TargetStore] = field(default_factory=dict)
     targets: Mapping[str, TargetSource] = field(default_factory=dict)
 
@@ -156,7 +159,7 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
     if needs.waveform:
         batch.waveform = torch.from_numpy(_waveforms(dataset, rows, views, lengths, policy, reasons))
     if needs.text:
-        batch.text = dataset.fields(["text"], rows).column("text").to_pylist() if len(rows) else []
+        batch.text = texts(dataset, needs.text_from, rows) if len(rows) else []
     for name, store in needs.features.items():
         output = _frames_of(store, name)
         frames = store.read(rows, views)[output.name]
@@ -177,6 +180,13 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
         batch.target_present[name] = torch.from_numpy(store.state(rows, views) == PRESENT)
     _quarantine(batch, reasons)
     return batch
+
+
+def texts(dataset: Dataset, source: str, rows: np.ndarray) -> list[str | None]:
+    """Transcripts of some rows: the corpus's own ("text"), or others in its extra fields ("extra.<name>")."""
+    column, _, key = source.partition(".")
+    values = dataset.fields([column], rows).column(column).to_pylist()
+    return values if not key else [json.loads(value).get(key) if value else None for value in values]
 
 
 def _waveforms(

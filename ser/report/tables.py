@@ -62,7 +62,13 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def model_words(model: dict[str, Any]) -> str:
     """What a model is and learns from, in a few words."""
-    inputs = {"waveform": "audio", "mel": "log-mel", "prosody": "prosody", "text": "text", "layers": "hidden states"}
+    inputs = {
+        "waveform": "audio",
+        "mel": "log-mel",
+        "prosody": "prosody",
+        "text": "text",
+        "layers": "hidden states",
+    }
     parts = [" + ".join(str(inputs.get(i, i)) for i in model["inputs"])]
     if model["kind"] == "probe":
         parts.append(f"probe of the frozen {model['needs'][0]}")
