@@ -183,12 +183,11 @@ def write_run(recipe: Recipe) -> None:
 
 def pack_stage(runner: Runner) -> None:
     """Generate the corpora that are generated, then pack all that the dataset does not hold yet."""
-    from shards import corpora
     from shards.pack import pack
 
     recipe, began = runner.recipe, time.perf_counter()
     data = recipe.data
-    asked = digest([corpus.model_dump(mode="json") for corpus in data.corpora] + [data.shard_seconds])
+    asked = digest([corpus.identity() for corpus in data.corpora] + [data.shard_seconds])
     store, mark = Store(data.path), ".recipe"
     if data.path.startswith("memory://"):
         raise UserError(
@@ -205,9 +204,7 @@ def pack_stage(runner: Runner) -> None:
 
             with runner.display.bar(f"generate {corpus.reader}") as bar:
                 spokenaffect.generate(corpus.root, progress=bar.update, **corpus.generate)
-    utterances = (
-        u for corpus in data.corpora for u in corpora.read(corpus.reader, corpus.root, **corpus.options)
-    )
+    utterances = (u for corpus in data.corpora for u in corpus.utterances())
     with runner.display.bar("pack") as bar:
         from cluster.pack import over
 

@@ -7,6 +7,7 @@ resolved recipe is written into the run directory, so a run never depends on the
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +19,39 @@ from ser.resolve import RECIPES, find, resolve
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
+from shards import corpora
+from shards.corpora.transcripts import with_transcripts
+from shards.utterance import Utterance
 
 __all__ = ["RECIPES", "OptimizerConfig", "Recipe", "Term", "TrainConfig", "find", "load"]
 
 
+class TranscriptsConfig(Strict):
+    """Other transcripts of a corpus, a recogniser's: `key<tab>text` lines, and what wrote them ("asr:<model>")."""
+
+    path: str
+    source: str = Field(pattern=r"^asr:.+")
+
+
 class CorpusConfig(Strict):
-    """One corpus: which reader, where it lies, and (for the generated corpus) how to make it."""
+    """One corpus: which reader, where it lies, (for the generated corpus) how to make it, and other transcripts of it."""
 
     reader: str
     root: str
     options: dict[str, Any] = {}
     generate: dict[str, Any] | None = None
+    transcripts: TranscriptsConfig | None = None
+
+    def utterances(self) -> Iterator[Utterance]:
+        """What the reader reads, with `extra.asr_text` where other transcripts are given."""
+        found = corpora.read(self.reader, self.root, **self.options)
+        if self.transcripts is None:
+            return found
+        return with_transcripts(found, self.transcripts.path, self.transcripts.source)
+
+    def identity(self) -> dict[str, Any]:
+        """What a packed dataset depends on; keys that say nothing are left out."""
+        return self.model_dump(mode="json", exclude=None if self.transcripts else {"transcripts"})
 
 
 class DataConfig(Strict):

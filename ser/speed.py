@@ -70,7 +70,8 @@ class _Probed:
     """A probe and the encoder below it, heard as one."""
 
     def __init__(self, encoder: Any, probe: Any):
-        self.encoder, self.probe, self.inputs = encoder, probe, encoder.inputs
+        self.encoder, self.probe = encoder, probe
+        self.inputs, self.text_from = encoder.inputs, encoder.text_from
 
     def __call__(self, batch: Any) -> Any:
         states = self.encoder.layer_pooled(batch)

@@ -12,7 +12,6 @@ from ser.recipe import Recipe
 from ser.report import write_report
 from ser.setting import open_setting
 from ser.train import train
-from shards import corpora
 from shards.corpora import spokenaffect
 from shards.pack import pack
 
@@ -22,9 +21,7 @@ def run_here(recipe: Recipe) -> dict[str, Any]:
     for corpus in recipe.data.corpora:
         if corpus.generate is not None:
             spokenaffect.generate(corpus.root, **corpus.generate)
-    utterances = (
-        u for c in recipe.data.corpora for u in corpora.read(c.reader, c.root, **c.options)
-    )  # fmt: skip
+    utterances = (u for corpus in recipe.data.corpora for u in corpus.utterances())
     pack(utterances, recipe.data.path, recipe.data.shard_seconds)
     write_run(recipe)
     setting = open_setting(recipe)

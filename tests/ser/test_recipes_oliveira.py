@@ -7,7 +7,7 @@ from tests.ser.run_here import run_here
 
 PROBES = [*(f"layer{k}" for k in range(7)), "weighted"]
 CUT = ["first1", "first2", "first4", "first6"]
-ROWS = ["distilbert", "encoder", *PROBES, *CUT, "distilhubert", "fusion"]
+ROWS = ["distilbert", "distilbert_asr", "encoder", *PROBES, *CUT, "distilhubert", "fusion", "fusion_asr"]
 
 
 @pytest.fixture(scope="module")
