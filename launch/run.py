@@ -187,7 +187,7 @@ def pack_stage(runner: Runner) -> None:
 
     recipe, began = runner.recipe, time.perf_counter()
     data = recipe.data
-    asked = digest([corpus.identity() for corpus in data.corpora] + [data.shard_seconds])
+    asked = digest([corpus.model_dump(mode="json") for corpus in data.corpora] + [data.shard_seconds])
     store, mark = Store(data.path), ".recipe"
     if data.path.startswith("memory://"):
         raise UserError(

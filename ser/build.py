@@ -132,11 +132,10 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     objective = Objective(entry.objective, labels, sources, projectors, config.label_smoothing, scales)
     plan = _plan(setting, job, config, rows, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
-    encoder = getattr(model, "encoder", None)
     heard = _exposure(setting, job, rows, model)
     return Ingredients(
         setting, job, config, fold, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
-        list(encoder.parameters()) if isinstance(encoder, nn.Module) else [], objective,
+        encoder_parameters(model), objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
         sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
     )  # fmt: skip
@@ -230,6 +229,14 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
                 hint="give a model directory of the same `model` configuration",
             ) from None
     return model
+
+
+def encoder_parameters(model: SERModel) -> list[nn.Parameter]:
+    """Parameters that `optimizer.encoder_lr` is for: those of a model's encoder, or of its components' encoders."""
+    if isinstance(model, Fused):
+        return [p for part in model.parts.values() for p in encoder_parameters(part)]
+    encoder = getattr(model, "encoder", None)
+    return list(encoder.parameters()) if isinstance(encoder, nn.Module) else []
 
 
 def text_source(config: Any) -> str:

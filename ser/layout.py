@@ -60,26 +60,43 @@ class Depth(Strict):
         return [name for line in self.series.values() for name in line.values()] + list(self.levels.values())
 
 
+class Trained(Strict):
+    """What it costs to train: a score beside the trained parameters, as a share of a large model's.
+
+    Attributes:
+        reference: The large model.
+        models: The others.
+        metric: Of the figure.
+    """
+
+    reference: str
+    models: list[str] = Field(min_length=1)
+    metric: str = "ccc_valence"
+
+
 # field (as in a protocol's subset) -> value or values
 Subset = dict[str, Any]
 
 
 def check_layout(recipe: "Recipe", comparable: Iterable[str]) -> None:
-    """Refuse grids and depth figures that name no model or no metric.
+    """Refuse grids, depth figures and shares of trained parameters that name no model or no metric.
 
     Raises:
         UserError: Naming the key.
     """
-    for kind, asked in (("grids", recipe.report.grids), ("depths", recipe.report.depths)):
-        for number, one in enumerate(asked):
-            where = f"{recipe.name}: report.{kind}.{number}"
-            for name in one.models:
-                if name not in recipe.models:
-                    raise UserError(
-                        f"{name!r} is no model of this recipe", where=where, hint=", ".join(recipe.models)
-                    )
-            for metric in one.metrics:
-                if metric not in comparable:
-                    raise UserError(
-                        f"{metric!r} is no metric", where=where, hint=f"metrics: {', '.join(comparable)}"
-                    )
+    asked = [(f"grids.{i}", one.models, one.metrics) for i, one in enumerate(recipe.report.grids)]
+    asked += [(f"depths.{i}", one.models, one.metrics) for i, one in enumerate(recipe.report.depths)]
+    if (share := recipe.report.trained) is not None:
+        asked.append(("trained", [share.reference, *share.models], [share.metric]))
+    for key, models, metrics in asked:
+        where = f"{recipe.name}: report.{key}"
+        for name in models:
+            if name not in recipe.models:
+                raise UserError(
+                    f"{name!r} is no model of this recipe", where=where, hint=", ".join(recipe.models)
+                )
+        for metric in metrics:
+            if metric not in comparable:
+                raise UserError(
+                    f"{metric!r} is no metric", where=where, hint=f"metrics: {', '.join(comparable)}"
+                )

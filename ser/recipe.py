@@ -9,11 +9,11 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ser.layout import Depth, Grid, Subset
+from ser.layout import Depth, Grid, Subset, Trained
 from ser.models.config import AcousticConfig, ModelConfig, ProbeConfig
 from ser.resolve import RECIPES, find, resolve
 from ser.strict import Strict, validate
@@ -36,6 +36,8 @@ class TranscriptsConfig(Strict):
 class CorpusConfig(Strict):
     """One corpus: which reader, where it lies, (for the generated corpus) how to make it, and other transcripts of it."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"transcripts"})
+
     reader: str
     root: str
     options: dict[str, Any] = {}
@@ -48,10 +50,6 @@ class CorpusConfig(Strict):
         if self.transcripts is None:
             return found
         return with_transcripts(found, self.transcripts.path, self.transcripts.source)
-
-    def identity(self) -> dict[str, Any]:
-        """What a packed dataset depends on; keys that say nothing are left out."""
-        return self.model_dump(mode="json", exclude=None if self.transcripts else {"transcripts"})
 
 
 class DataConfig(Strict):
@@ -160,6 +158,7 @@ class ReportConfig(Strict):
             The field `repeated_text` (true, false) is whether the text stands in the fold's training speech too.
         grids: Tables of models by two traits.
         depths: Figures of scores against an encoder's depth.
+        trained: A score beside the parameters that training moves.
     """
 
     compare: list[Comparison] = []
@@ -169,6 +168,7 @@ class ReportConfig(Strict):
     subsets: dict[str, Subset] = {}
     grids: list[Grid] = []
     depths: list[Depth] = []
+    trained: Trained | None = None
 
 
 class TunedOn(Strict):

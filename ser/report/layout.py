@@ -68,6 +68,55 @@ def _cell(
     return {"model": model, "values": values}
 
 
+def trained(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Trained parameters beside a score, with their share of the large model's: rows and a figure."""
+    asked = _asked(report, "trained")
+    if not asked:
+        return None
+    metric = asked["metric"]
+    whole = report["models"].get(asked["reference"])
+    rows, points = [], []
+    for name in [asked["reference"], *asked["models"]]:
+        told = report["models"].get(name)
+        if told is None:
+            continue
+        score = _score(report, name, "labels", metric)
+        count, share = told["trainable"], words.NONE
+        if whole is not None:
+            share = f"{100 * count / whole['trainable']:.1f} / {100 * count / whole['parameters']:.1f}"
+        rows.append({
+            "name": name, "all": f"{told['parameters']:,}", "trained": f"{count:,}", "share": share,
+            "cell": words.cell(score, metric),
+        })  # fmt: skip
+        if score and score["value"] is not None:
+            points.append((name, count, score["value"] * METRICS[metric][2]))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for name, count, value in points:
+            axes.plot(count, value, "o", ms=7, color=CYCLE[0])
+            axes.annotate(name, (count, value), xytext=(7, 3), textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.margins(x=0.3, y=0.15)
+        axes.grid()
+        axes.set_xlabel("trained parameters")
+        axes.set_ylabel(title(metric))
+
+    told = "; ".join(f"{name} {count:,} trained, {value:.2f}" for name, count, value in points)
+    picture = image(f"{title(metric)} against trained parameters: {told}", 5.0, draw, 3.0)
+    return {"figure": picture, "rows": rows, "metric": title(metric), "reference": asked["reference"]}
+
+
+def layer_shares(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Softmax weights of weighted probes: a row a model and question, a column a state."""
+    rows = []
+    for name in report["order"]:
+        for question, shares in (report["models"][name].get("layer_shares") or {}).items():
+            cells = [f"{100 * share:.0f}" for share in shares]
+            rows.append({"name": name, "question": question, "cells": cells})
+    return rows
+
+
 def subset_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """One table a set of reference labels: a row a model, under each subset its headline metric and interval."""
     names = list(_asked(report, "subsets") or {})

@@ -57,6 +57,8 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
         "results": result_tables(report),
         "grids": layout.grid_tables(report),
         "depths": layout.depth_figures(report),
+        "trained": layout.trained(report),
+        "shares": layout.layer_shares(report),
         "subsets": layout.subset_tables(report),
         "repeated": layout.repeated_rows(report),
         "comparisons": comparisons,
