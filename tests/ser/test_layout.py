@@ -132,7 +132,7 @@ def test_subsets_are_masks_over_the_rows():
         ("f", "all", 2, 1),
         ("f", "a", 2, 1),
     ]
-    with pytest.raises(UserError, match="no test utterance has a extra.tone"):
+    with pytest.raises(UserError, match="no test utterance has a extra"):
         subsets.masks(setting(a={"extra.tone": "x"}), system())
     with pytest.raises(UserError, match="true or false"):
         subsets.masks(setting(a={"repeated_text": "yes"}), system())
@@ -140,7 +140,8 @@ def test_subsets_are_masks_over_the_rows():
 
 def test_a_recognisers_text_stands_beside_the_corpus_own(tmp_path):
     utterances = [
-        Utterance(key=f"c-{k}", corpus="c", audio=f"{k}.wav", recording=k, text="true") for k in ("a", "b")
+        Utterance(key=f"c-{k}", corpus="c", audio=f"{k}.wav", recording=k, text="true", text_source="human")
+        for k in ("a", "b")
     ]
     table = tmp_path / "asr.tsv"
     table.write_text("a\twhat was heard\n")
