@@ -220,6 +220,31 @@ def recipe(name: RecipeName, overrides: Overrides = None, variant: Variant = Non
 
 
 @app.command()
+def sizes(name: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Count every model of a recipe without its weights: parameters, how many are trained, memory to train them."""
+    from ser.models.known import sizes as count
+    from ser.recipe import load
+
+    head = (
+        "model",
+        "parameters",
+        "trained",
+        "share",
+        "without heads",
+        "trained",
+        "weights, gradients, AdamW",
+    )
+    rows = [
+        (
+            size.name, f"{size.total / 1e6:.2f} M", f"{size.trainable / 1e6:.2f} M", f"{size.trainable / size.total:.1%}",
+            f"{size.backbone / 1e6:.2f} M", f"{size.backbone_trainable / 1e6:.2f} M", f"{size.training_bytes / 1e9:.2f} GB",
+        )
+        for size in count(load(name, overrides or [], variant))
+    ]  # fmt: skip
+    Display().table(name, list(head), rows)
+
+
+@app.command()
 def doctor(mend: Annotated[bool, typer.Option(help="remove what cannot load")] = False) -> None:
     """Check the environment and say what to do."""
     from ser import doctor as checks

@@ -183,7 +183,6 @@ def write_run(recipe: Recipe) -> None:
 
 def pack_stage(runner: Runner) -> None:
     """Generate the corpora that are generated, then pack all that the dataset does not hold yet."""
-    from shards import corpora
     from shards.pack import pack
 
     recipe, began = runner.recipe, time.perf_counter()
@@ -205,9 +204,7 @@ def pack_stage(runner: Runner) -> None:
 
             with runner.display.bar(f"generate {corpus.reader}") as bar:
                 spokenaffect.generate(corpus.root, progress=bar.update, **corpus.generate)
-    utterances = (
-        u for corpus in data.corpora for u in corpora.read(corpus.reader, corpus.root, **corpus.options)
-    )
+    utterances = (u for corpus in data.corpora for u in corpus.utterances())
     with runner.display.bar("pack") as bar:
         from cluster.pack import over
 
@@ -272,6 +269,9 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
             continue
         search_stage(runner, setting, names)
         train_stage(runner, setting, names)
+        heard = [name for name in names if recipe.models[name].layers]
+        if heard and last >= STAGES.index("targets"):
+            layers_stage(runner, setting, heard)
         teachers = [name for name in names if name in read]
         if teachers and recipe.targets.source == "online":
             mode = ", in training mode (LEGACY)" if recipe.targets.mode == "train" else ""
@@ -368,6 +368,23 @@ def targets_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     runner.display.say(
         f"targets: {len(setting.folds)} folds x {len(names)} teachers x {len(setting.train_views)} views: {bill}"
     )
+    _compute(runner, setting, work, title)
+    runner.record(title, len(work), 0, began, str(bill))
+
+
+def layers_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
+    """Store the hidden states of encoders over all folds; the bill is printed before it starts."""
+    from ser.layers import layer_work
+
+    began, recipe = time.perf_counter(), setting.recipe
+    jobs = [Job(fold, name, recipe.seeds_of(name)[0]) for name in names for fold in setting.folds]
+    work = [item for job in jobs for item in layer_work(setting, job)]
+    title = "layers of " + ", ".join(names)
+    if not work:
+        runner.record(title, 0, len(names), began)
+        return
+    bill = produce.bill(setting, work)
+    runner.display.say(f"{title}: the mean of every hidden state, stored once for all probes: {bill} on disk")
     _compute(runner, setting, work, title)
     runner.record(title, len(work), 0, began, str(bill))
 

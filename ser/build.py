@@ -18,10 +18,12 @@ from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.inputs import complete, needs_of
 from ser.job import Job, below, directory, train_config
+from ser.layers import layer_stores
 from ser.loss import Languages, Objective, Supervision
 from ser.models import SERModel, build, load, load_meta
-from ser.models.config import ConvConfig
+from ser.models.config import ConvConfig, FusedConfig
 from ser.models.fused import Fused
+from ser.models.probe import LAYERS, Probe
 from ser.models.projectors import Projectors
 from ser.models.prosodic import FrameModel
 from ser.produce import feature_stores, teacher_store
@@ -30,6 +32,7 @@ from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting, restricted, supervision
 from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from shards import law
+from shards.batch import texts as transcripts
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.index import key_hash
@@ -123,7 +126,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
             hint="check `labelled` and the fold",
         )
     check_mel(recipe, job.model)
-    features = feature_stores(setting)
+    features = {**feature_stores(setting), **layer_stores(setting, job)}
     sources = {name: _source(setting, job, name, rows) for name in entry.target_sources}
     model = _model(setting, job, rows, features)
     blank = copy.deepcopy(model)
@@ -136,11 +139,10 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     )
     plan = _plan(setting, job, config, rows, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
-    encoder = getattr(model, "encoder", None)
     heard = _exposure(setting, job, rows, model)
     return Ingredients(
         setting, job, config, whole, fold.dev, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
-        list(encoder.parameters()) if isinstance(encoder, nn.Module) else [], objective,
+        encoder_parameters(model), objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
         sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
     )  # fmt: skip
@@ -203,7 +205,14 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     components = {
         name: load(model_directory(setting, below(recipe, job, name)))[0] for name in entry.components
     }
-    texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
+    source = text_source(entry.model)
+    texts = [t for t in transcripts(dataset, source, rows) if t]
+    if not texts and source != "text":
+        raise UserError(
+            f"no training utterance has a transcript in {source}",
+            where=f"models.{job.model}.model.text_from",
+            hint="give the corpus such transcripts, or leave text_from out",
+        )
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
     model = build(entry.model, count, answers.dimensions, texts=texts, components=components)
@@ -212,6 +221,10 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
         counts = np.bincount(known[known >= 0], minlength=len(setting.classes))
         model.fit_prior(torch.from_numpy(counts / counts.sum()))
+    if entry.encoder_from:
+        start_encoder(
+            model, load(model_directory(setting, below(recipe, job, entry.encoder_from)))[0], job.model
+        )
     if entry.train is not None and entry.train.init_from:
         start, _ = load(entry.train.init_from)
         try:
@@ -225,10 +238,45 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     return model
 
 
+def encoder_parameters(model: SERModel) -> list[nn.Parameter]:
+    """Parameters that `optimizer.encoder_lr` is for: those of a model's encoder, or of its components' encoders."""
+    if isinstance(model, Fused):
+        return [p for part in model.parts.values() for p in encoder_parameters(part)]
+    encoder = getattr(model, "encoder", None)
+    return list(encoder.parameters()) if isinstance(encoder, nn.Module) else []
+
+
+def text_source(config: Any) -> str:
+    """Where a model's own configuration says that its words come from; "text" for one that does not read."""
+    if isinstance(config, FusedConfig):
+        found = [text_source(part) for part in config.components.values() if part is not None]
+        return next((source for source in found if source != "text"), "text")
+    return getattr(config, "text_from", "text")
+
+
+def start_encoder(model: Any, other: Any, name: str) -> None:
+    """Copy the encoder's weights of another acoustic model; of a deeper one the first layers are taken.
+
+    Raises:
+        UserError: The two are of different shapes.
+    """
+    own, given = model.encoder.state_dict(), other.encoder.state_dict()
+    odd = [key for key, value in own.items() if key not in given or given[key].shape != value.shape]
+    if odd:
+        raise UserError(
+            f"the encoder of {name} does not fit the one it starts from, first at {odd[0]}",
+            where=f"models.{name}.encoder_from",
+            hint="give both the same `config`, but for num_hidden_layers (or `num_layers`)",
+        )
+    model.encoder.load_state_dict({key: given[key] for key in own})
+
+
 def fit_normalisation(
     model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
 ) -> None:
     """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
+    if isinstance(model, Probe):
+        return _fit_states(model, features[LAYERS], rows, setting)
     if not isinstance(model, FrameModel):
         return
     from ser.features.normalise import Moments
@@ -251,6 +299,16 @@ def fit_normalisation(
     if model.functionals is not None and whole is not None:
         fitted = whole.normaliser()
         model.functionals.fit(fitted.mean, fitted.deviation)
+
+
+def _fit_states(model: Probe, store: TargetStore, rows: np.ndarray, setting: Setting) -> None:
+    """Mean and deviation of every hidden state over (a sample of) the training rows."""
+    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
+    views = np.full(len(chosen), setting.train_views[0], np.int64)
+    present = store.state(chosen, views) == PRESENT
+    states = np.asarray(store.read(chosen, views)[LAYERS], np.float64)[present]
+    mean, deviation = states.mean(0), states.std(0)
+    model.fit_normalisation(torch.from_numpy(mean).float(), torch.from_numpy(deviation).float())
 
 
 def check_mel(recipe: Recipe, name: str) -> None:

@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ser import composite, facts, passes, scoring
+from ser import composite, facts, passes, scoring, subsets
+from ser.job import below, directory
+from ser.layout import check_layout
+from ser.models import load
+from ser.models.config import ProbeConfig
+from ser.models.probe import Probe
 from ser.recipe import Comparison
 from ser.references import OWN, Reference, ceilings_of, references, source_of, test_set
 from ser.results import Model, collect, voices
@@ -68,6 +73,7 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "targets": passes.told(setting, models),
         "models": told,
         "incomplete": incomplete,
+        "repeated": _repeated(setting, any_model),
         "comparisons": _comparisons(setting, models | mixed, truths, speakers),
         "findings": [_finding(finding) for finding in facts.findings(setting, models)],
         "environment": _read(recipe.directory / "environment.json"),
@@ -100,6 +106,7 @@ def describe(
     train = entry.train.model_dump(mode="json") if entry.train is not None else None
     return {
         "role": entry.role,
+        "layer_shares": layer_shares(setting, model),
         "kind": first.facts["config"]["kind"],
         "inputs": first.facts["inputs"],
         "source": source_of(first.facts["inputs"]),
@@ -111,6 +118,7 @@ def describe(
         "objective": [_term(term) for term in entry.objective],
         "train": train,
         "parameters": first.facts["parameters"]["total"],
+        "trainable": first.facts["parameters"]["trainable"],
         "bytes": sum((first.folder / "model" / file).stat().st_size for file in first.facts["files"]),
         "speed": _speed(setting, first, model, speeds),
         "exposure": facts.exposure(setting, model),
@@ -138,6 +146,26 @@ def _results(
         "dev": _dev(model, own),
         "calibration": scoring.calibration(own.of(model.test.rows), model.test),
     }
+
+
+def _repeated(setting: Setting, model: Model) -> list[dict[str, Any]]:
+    """Test lines that training has read, where the recipe asks for subsets."""
+    if not setting.recipe.report.subsets:
+        return []
+    return subsets.repetition(setting, model.test, subsets.masks(setting, model.test))
+
+
+def layer_shares(setting: Setting, model: Model) -> dict[str, list[float]]:
+    """Question -> softmax weights over the encoder's states, the mean over folds and seeds; empty for other models."""
+    config = setting.recipe.models[model.name].model
+    if not isinstance(config, ProbeConfig) or config.layer != "weighted":
+        return {}
+    found = []
+    for training in model.trainings.values():
+        probe, _ = load(training.folder / "model")
+        assert isinstance(probe, Probe)
+        found.append(probe.shares())
+    return {question: np.mean([one[question] for one in found], 0).tolist() for question in found[0]}
 
 
 def _finding(finding: Any) -> dict[str, Any]:
@@ -186,6 +214,7 @@ def _scores(setting: Setting, model: Model, truth: scoring.Truth, speakers: np.n
             for by in setting.recipe.report.groups
         },
         "signs": scoring.signs(truth, system, speakers) if setting.recipe.report.ceilings else {},
+        "subsets": subsets.scores(subsets.masks(setting, system), truth, system, speakers),
     }
 
 
@@ -235,6 +264,7 @@ def _check(setting: Setting) -> None:
             hint=f"metrics: {', '.join(scoring.COMPARABLE)}",
         )  # fmt: skip
     known = [*recipe.models, *recipe.report.composites]
+    check_layout(recipe, scoring.COMPARABLE)
     for row in recipe.report.compare:
         for name in (row.system, row.reference):
             if name not in known:
@@ -267,7 +297,10 @@ def _speed(
     weights = first.facts["files"]["model.safetensors"]
     found = kept.get((weights, cpu()))
     if found is None:
-        found = real_time_factor(setting, first.folder / "model", model.test.rows)
+        config, below_it = setting.recipe.models[model.name].model, None
+        if isinstance(config, ProbeConfig):
+            below_it = directory(setting.recipe, below(setting.recipe, first.job, config.encoder)) / "model"
+        found = real_time_factor(setting, first.folder / "model", model.test.rows, below_it)
     return {**found, "weights": weights}
 
 

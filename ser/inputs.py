@@ -26,6 +26,7 @@ def needs_of(
     return Needs(
         waveform="waveform" in model.inputs or bool(missing),
         text="text" in model.inputs,
+        text_from=model.text_from,
         features=stored,
         targets=dict(targets or {}),
     )

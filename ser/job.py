@@ -142,7 +142,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
     return {
-        "model": _said(model, {"train", "search", "seeds", "keep"}),
+        "model": _said(model, {"train", "search", "seeds", "keep", *_unset(model)}),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None
         else None,
@@ -165,6 +165,9 @@ def _said(config: BaseModel, never: Set[str] = frozenset()) -> dict[str, Any]:
     fields = type(config).model_fields
     quiet = {key for key in SILENT & fields.keys() if getattr(config, key) == fields[key].default}
     return config.model_dump(mode="json", exclude=set(never) | quiet)
+def _unset(model: ModelRecipe) -> set[str]:
+    """Keys that say nothing about a training: what is stored of it afterwards, and where its weights do not come from."""
+    return {"layers"} | (set() if model.encoder_from else {"encoder_from"})
 
 
 def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:

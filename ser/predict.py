@@ -109,6 +109,12 @@ def predict(
             where=model_folder,
             hint="give them (--texts FILE, a line `path<tab>text` each), or choose a student: it needs audio alone",
         )
+    if "layers" in model.inputs:
+        raise UserError(
+            "a probe reads stored hidden states of its encoder, so it predicts inside a run only",
+            where=model_folder,
+            hint="predict with a truncated encoder of the same depth",
+        )
     if missing := set(model.inputs) & set(FUNCTIONALS):
         raise UserError(
             f"classical models on {', '.join(missing)} predict inside a run only", where=model_folder

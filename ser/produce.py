@@ -188,7 +188,7 @@ class Work:
     Attributes:
         teacher: The teacher's training, or None for features.
         shard, view: Which side-shard.
-        rows: Due rows, one array a store name.
+        rows: Due rows, one array a store name: a feature, a teacher, or "NAME/layers" for an encoder's hidden states.
     """
 
     teacher: Job | None
@@ -282,11 +282,7 @@ def bill(setting: Setting, work: Sequence[Work]) -> Bill:
         for name, rows in item.rows.items():
             key = (item.teacher, name)
             if key not in specs:
-                specs[key] = (
-                    feature_spec(setting, name)
-                    if item.teacher is None
-                    else teacher_spec(setting, item.teacher)
-                )
+                specs[key] = _spec_of(setting, item, name)
             seconds = int(setting.dataset.samples[rows].sum()) / SAMPLE_RATE
             framed = item.teacher is None and setting.recipe.features[name].kind not in FUNCTIONALS
             frames = seconds * 100 if framed else len(rows)
@@ -295,6 +291,17 @@ def bill(setting: Setting, work: Sequence[Work]) -> Bill:
         widest = max(item.rows.values(), key=len)
         samples += int(setting.dataset.samples[widest].sum())
     return Bill(len(work), answers, samples / SAMPLE_RATE / 3600, size)
+
+
+def _spec_of(setting: Setting, item: Work, name: str) -> TargetSpec:
+    """What one store of a unit is."""
+    if item.teacher is None:
+        return feature_spec(setting, name)
+    if name == item.teacher.model:
+        return teacher_spec(setting, item.teacher)
+    from ser.layers import layer_spec  # imports this module
+
+    return layer_spec(setting, item.teacher)
 
 
 # -- how a unit is computed ------------------------------------------------------------------------------------------
@@ -312,7 +319,13 @@ class Done:
 def compute(recipe: Recipe, work: Work) -> Done:
     """Compute and commit one unit. Runs in any process; computing it twice writes the same answers."""
     setting = open_setting(recipe)
-    return _features(setting, work) if work.teacher is None else _targets(setting, work)
+    if work.teacher is None:
+        return _features(setting, work)
+    if work.teacher.model in work.rows:
+        return _targets(setting, work)
+    from ser.layers import compute_layers  # imports this module
+
+    return compute_layers(setting, work)
 
 
 @torch.inference_mode()

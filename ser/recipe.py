@@ -7,29 +7,51 @@ resolved recipe is written into the run directory, so a run never depends on the
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ser.models.config import ModelConfig
+from ser.layout import Depth, Grid, Subset, Trained
+from ser.models.config import AcousticConfig, ModelConfig, ProbeConfig
 from ser.resolve import RECIPES, find, resolve
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
+from shards import corpora
+from shards.corpora.transcripts import with_transcripts
+from shards.utterance import Utterance
 
 FIELD = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
 
 __all__ = ["RECIPES", "OptimizerConfig", "Recipe", "Term", "TrainConfig", "find", "load"]
 
 
+class TranscriptsConfig(Strict):
+    """Other transcripts of a corpus, a recogniser's: `key<tab>text` lines, and what wrote them ("asr:<model>")."""
+
+    path: str
+    source: str = Field(pattern=r"^asr:.+")
+
+
 class CorpusConfig(Strict):
-    """One corpus: which reader, where it lies, and (for the generated corpus) how to make it."""
+    """One corpus: which reader, where it lies, (for the generated corpus) how to make it, and other transcripts of it."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"transcripts"})
 
     reader: str
     root: str
     options: dict[str, Any] = {}
     generate: dict[str, Any] | None = None
+    transcripts: TranscriptsConfig | None = None
+
+    def utterances(self) -> Iterator[Utterance]:
+        """What the reader reads, with `extra.asr_text` where other transcripts are given."""
+        found = corpora.read(self.reader, self.root, **self.options)
+        if self.transcripts is None:
+            return found
+        return with_transcripts(found, self.transcripts.path, self.transcripts.source)
 
 
 class DataConfig(Strict):
@@ -58,6 +80,9 @@ class ModelRecipe(Strict):
         teacher_fold: LEGACY: take every teacher from this fold's training, whatever fold this model is tested on.
         keep: Dotted train keys that no chosen value replaces; `load` names here what a variant or an override gave.
         seeds: Seeds of this model; None takes the recipe's (teachers: only its first).
+        layers: Of an acoustic model: store the mean of every hidden state, for probes (`ser.layers`).
+        encoder_from: An acoustic model of this recipe whose encoder's weights this one's encoder starts with; one with
+            fewer layers takes the first ones.
     """
 
     role: Literal["teacher", "student", "baseline", "control"]
@@ -74,6 +99,8 @@ class ModelRecipe(Strict):
     teacher_fold: str | None = None
     keep: list[str] = []
     seeds: list[int] | None = None
+    layers: bool = False
+    encoder_from: str | None = None
 
     @property
     def classical(self) -> bool:
@@ -90,6 +117,8 @@ class ModelRecipe(Strict):
     def needs(self) -> tuple[str, ...]:
         """Names of the models that must be trained (and, for terms, have targets) before this one."""
         names = list(self.components)
+        names += [self.model.encoder] if isinstance(self.model, ProbeConfig) else []
+        names += [self.encoder_from] if self.encoder_from else []
         for term in self.objective:
             names += [name for name in term.sources if name not in names]
         return tuple(names)
@@ -160,6 +189,11 @@ class ReportConfig(Strict):
         compare: Rows of the comparison table; a composite may stand there like a model.
         composites: Name to systems made of several models, FT-Mono for instance.
         group_metrics: Metrics of the tables by group besides the headline.
+        subsets: Name -> field and value(s), as in a protocol's `subset`: the same answers scored on those rows alone.
+            The field `repeated_text` (true, false) is whether the text stands in the fold's training speech too.
+        grids: Tables of models by two traits.
+        depths: Figures of scores against an encoder's depth.
+        trained: A score beside the parameters that training moves.
     """
 
     compare: list[Comparison] = []
@@ -168,6 +202,10 @@ class ReportConfig(Strict):
     references: dict[str, str] = {}
     groups: list[Literal["language", "gender", "corpus"]] = ["language", "gender", "corpus"]
     ceilings: bool = False
+    subsets: dict[str, Subset] = {}
+    grids: list[Grid] = []
+    depths: list[Depth] = []
+    trained: Trained | None = None
 
 
 class TunedOn(Strict):
@@ -250,6 +288,7 @@ class Recipe(Strict):
                     )
             self._components_fit(name)
             self._rows_fit(name)
+            self._layers_fit(name)
             for number, term in enumerate(model.objective):
                 if term.loss == "embedding" and not self.targets.embedding:
                     raise ValueError(
@@ -258,6 +297,30 @@ class Recipe(Strict):
                     )
         self.order()
         return self
+
+    def _layers_fit(self, name: str) -> None:
+        """Refuse probes of what is no encoder or not stored, and probes where audio must be heard."""
+        model = self.models[name]
+        if model.layers and not isinstance(model.model, AcousticConfig):
+            raise ValueError(f"models.{name}.layers: only an acoustic model has hidden states to store")
+        if isinstance(model.model, ProbeConfig) and not self.models[model.model.encoder].layers:
+            other = model.model.encoder
+            raise ValueError(
+                f"models.{name} probes {other}, whose states are not stored: set models.{other}.layers=true"
+            )
+        if model.encoder_from:
+            other = self.models[model.encoder_from].model
+            if not isinstance(model.model, AcousticConfig) or not isinstance(other, AcousticConfig):
+                raise ValueError(f"models.{name}.encoder_from: both must be acoustic models")
+            if model.model.name is not None:
+                raise ValueError(
+                    f"models.{name}.encoder_from: it starts from {model.model.name} already; leave one out"
+                )
+        for other in (*model.components, *model.target_sources):
+            if isinstance(self.models[other].model, ProbeConfig):
+                raise ValueError(
+                    f"models.{name} needs {other}, a probe: it reads stored states, so it is neither teacher nor component"
+                )
 
     def _components_fit(self, name: str) -> None:
         """Refuse experts that nobody trains, and cross-fitting that would not hold."""

@@ -6,6 +6,7 @@ passes, so that a busy machine disturbs it little.
 
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from ser.inputs import complete, needs_of
 from ser.models import load
+from ser.models.probe import LAYERS
 from ser.setting import Setting
 from shards.batch import load_slot
 from shards.slots import Slot
@@ -22,18 +24,21 @@ from shards.utterance import SAMPLE_RATE
 UTTERANCES, PASSES = 5, 3
 
 
-def real_time_factor(setting: Setting, folder: Path, rows: np.ndarray) -> dict[str, Any]:
+def real_time_factor(
+    setting: Setting, folder: Path, rows: np.ndarray, encoder: Path | None = None
+) -> dict[str, Any]:
     """Compute seconds per second of speech of a saved model.
 
     Args:
         setting: The dataset is read.
         folder: The model's.
         rows: (n,) rows to take utterances from: those of the middle durations.
+        encoder: The encoder that a probe reads, whose time counts.
 
     Returns:
         factor (0.01 is a hundred times faster than speech), and how it was measured.
     """
-    model, _ = load(folder)
+    model = load(folder)[0] if encoder is None else _Probed(load(encoder)[0], load(folder)[0])
     order = rows[np.argsort(np.asarray(setting.dataset.samples)[rows], kind="stable")]
     middle = max(0, (len(order) - UTTERANCES) // 2)
     chosen = np.sort(order[middle : middle + UTTERANCES])
@@ -59,6 +64,18 @@ def real_time_factor(setting: Setting, folder: Path, rows: np.ndarray) -> dict[s
         "how": f"{len(chosen)} test utterances one by one, 1 CPU thread, best of {PASSES}, decoding not counted",
         "cpu": cpu(),
     }
+
+
+class _Probed:
+    """A probe and the encoder below it, heard as one."""
+
+    def __init__(self, encoder: Any, probe: Any):
+        self.encoder, self.probe = encoder, probe
+        self.inputs, self.text_from = encoder.inputs, encoder.text_from
+
+    def __call__(self, batch: Any) -> Any:
+        states = self.encoder.layer_pooled(batch)
+        return self.probe(replace(batch, features={**batch.features, LAYERS: states}))
 
 
 def _pass(model: Any, batches: list[Any]) -> float:

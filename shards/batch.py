@@ -6,6 +6,7 @@ with a reason; nothing is dropped. Rows are padded with zeros to the longest of 
 A Batch pickles as plain bytes: no shared memory, no file descriptors.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -28,13 +29,15 @@ class Needs:
     Attributes:
         waveform: Audio of the view.
         text: Transcripts.
+        text_from: Where they come from: "text", or "extra.<name>".
         features: Name -> store; the frames a model reads instead of audio. Read from the store's output of that name,
-            else from its only ragged one.
+            else from its only ragged one; the layers of a layer-pooled output of that name count as frames.
         targets: Name -> store; what teachers said.
     """
 
     waveform: bool = False
     text: bool = False
+    text_from: str = "text"
     features: Mapping[str, TargetStore] = field(default_factory=dict)
     targets: Mapping[str, TargetSource] = field(default_factory=dict)
 
@@ -156,13 +159,14 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
     if needs.waveform:
         batch.waveform = torch.from_numpy(_waveforms(dataset, rows, views, lengths, policy, reasons))
     if needs.text:
-        batch.text = dataset.fields(["text"], rows).column("text").to_pylist() if len(rows) else []
+        batch.text = texts(dataset, needs.text_from, rows) if len(rows) else []
     for name, store in needs.features.items():
         output = _frames_of(store, name)
         frames = store.read(rows, views)[output.name]
+        shape = output.shape if output.ragged else output.shape[1:]
         for i in np.flatnonzero(store.state(rows, views) != PRESENT):
             reasons.setdefault(int(i), _why_no_feature(store, name, batch.keys[i], rows[i], views[i]))
-        padded, counts = _pad(frames, output.shape)
+        padded, counts = _pad(frames, shape)
         batch.features[name], batch.feature_lengths[name] = torch.from_numpy(padded), torch.from_numpy(counts)
     for name, store in needs.targets.items():
         batch.targets[name], batch.target_lengths[name] = {}, {}
@@ -176,6 +180,13 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
         batch.target_present[name] = torch.from_numpy(store.state(rows, views) == PRESENT)
     _quarantine(batch, reasons)
     return batch
+
+
+def texts(dataset: Dataset, source: str, rows: np.ndarray) -> list[str | None]:
+    """Transcripts of some rows: the corpus's own ("text"), or others in its extra fields ("extra.<name>")."""
+    column, _, key = source.partition(".")
+    values = dataset.fields([column], rows).column(column).to_pylist()
+    return values if not key else [json.loads(value).get(key) if value else None for value in values]
 
 
 def _waveforms(
@@ -209,7 +220,8 @@ def _pad(rows: Sequence[np.ndarray] | np.ndarray, shape: tuple[int, ...]) -> tup
 
 def _frames_of(store: TargetStore, name: str) -> Output:
     ragged = [o for o in store.spec.outputs if o.ragged]
-    named = [o for o in ragged if o.name == name] or ragged
+    pooled = [o for o in store.spec.outputs if o.kind == "layer-pooled" and o.name == name]
+    named = pooled or [o for o in ragged if o.name == name] or ragged
     if len(named) != 1:
         raise UserError(
             f"which output of {store.spec.teacher!r} is the feature {name!r}? It has {[o.name for o in ragged]} as frames",

@@ -99,15 +99,22 @@ class Acoustic(SERModel):
         self.needs_equal_lengths = group and config.group_norm == "plain"
         if config.gradient_checkpointing:
             self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        if config.freeze != "none":
-            extractor = self.encoder.feature_extractor
-            hub.freeze(self.encoder if config.freeze == "encoder" else extractor)
-            # Otherwise the extractor asks for gradients of the waveform itself.
-            extractor._requires_grad = False
+        self.freeze(config.freeze)
         self.mix = LayerMix(shape.num_hidden_layers + 1) if config.layers == "weighted" else None
         self.pool = POOLING[config.pooling](shape.hidden_size)
         self.heads = Heads(self.pool.size, config, classes, dimensions)
         self.embedding_size = self.heads.size
+
+    def freeze(self, part: str) -> None:
+        """Take a part of the encoder out of training; see `AcousticConfig.freeze`."""
+        if part == "none":
+            return
+        if part not in ("feature_encoder", "encoder"):
+            raise UserError(f"a speech encoder has no {part} to freeze", where="freeze")
+        extractor = self.encoder.feature_extractor
+        hub.freeze(self.encoder if part == "encoder" else extractor)
+        # Otherwise the extractor asks for gradients of the waveform itself.
+        extractor._requires_grad = False
 
     def answer(self, batch: Inputs) -> ModelOutput:
         hidden, mask = self._hidden(batch, every_layer=self.mix is not None)

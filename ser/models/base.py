@@ -81,8 +81,10 @@ class SERModel(nn.Module):
         inputs: What it reads: "waveform", "mel", "prosody", "text".
         needs_equal_lengths: True where padding would change the answer; the caller then batches equal lengths.
         embedding_size: E.
+        text_from: Where its texts come from: "text" or "extra.<name>".
     """
 
+    text_from: str = "text"
     inputs: frozenset[str] = frozenset()
     needs_equal_lengths: bool = False
 

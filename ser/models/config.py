@@ -5,9 +5,18 @@ configuration written by `model_dump(mode="json")` parses back to an equal one.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
 from shards.errors import UserError
@@ -18,7 +27,22 @@ Pooling = Literal["mean", "attentive"]
 
 
 class _Config(BaseModel):
+    """Base of every model's configuration.
+
+    Keys in `LATER` are not written while they have their default, so that what was made before they existed keeps its
+    identity.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values, fields = handler(self), type(self).model_fields
+        quiet = {
+            k for k in self.LATER if getattr(self, k) == fields[k].get_default(call_default_factory=True)
+        }
+        return {key: value for key, value in values.items() if key not in quiet}
 
 
 class HeadConfig(_Config):
@@ -76,15 +100,21 @@ class LinguisticConfig(PretrainedConfig):
     Attributes:
         max_tokens: Longer texts are cut.
         pooling: Also "cls", the first token.
-        freeze: "embeddings" freezes the word embeddings, "encoder" the whole backbone.
+        freeze: "embeddings" freezes the word embeddings, "all_embeddings" those of positions and their norm as well,
+            "encoder" the whole backbone.
+        text_from: Where the words come from: "text", the corpus's transcripts, or "extra.<name>", other ones such as a
+            recogniser's.
         tokenizer: For random weights only: how the tokenizer is built from the training texts.
         vocabulary: For random weights only: largest vocabulary.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"text_from"})
+
     kind: Literal["linguistic"] = "linguistic"
     max_tokens: Positive = 128
     pooling: Literal["mean", "attentive", "cls"] = "mean"
-    freeze: Literal["none", "embeddings", "encoder"] = "none"
+    freeze: Literal["none", "embeddings", "all_embeddings", "encoder"] = "none"
+    text_from: Annotated[str, Field(pattern=r"^(text|extra\.[A-Za-z0-9_]+)$")] = "text"
     tokenizer: Literal["words", "bpe"] = "words"
     vocabulary: Annotated[int, Field(ge=8)] = 8000
 
@@ -231,7 +261,11 @@ class FusedConfig(HeadConfig):
         frozen: Keep the components as they are (always so in "product").
         dimension_weights: Product only: "learned", or name to one weight or to one weight a dimension; None is equal.
         modality_dropout: Concat and gated: chance that a component is left out of a row while training.
+        freeze: Where components are not `frozen`: component -> the part of its encoder that is all the same
+            ("feature_encoder", "embeddings", "all_embeddings", "encoder"), beside what its own configuration freezes.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"freeze"})
 
     kind: Literal["fused"] = "fused"
     mode: Literal["product", "concat", "gated"] = "concat"
@@ -240,6 +274,7 @@ class FusedConfig(HeadConfig):
     dimension_weights: Literal["learned"] | dict[str, float | tuple[float, float, float]] | None = None
     modality_dropout: Probability = 0.0
     embedding: Positive | None = 256
+    freeze: dict[str, Literal["feature_encoder", "embeddings", "all_embeddings", "encoder"]] = {}
 
     @model_validator(mode="after")
     def _shape(self):
@@ -252,6 +287,10 @@ class FusedConfig(HeadConfig):
                 )
         if self.mode == "product" and not self.frozen:
             raise ValueError("a product's components are trained alone and stay frozen")
+        if strange := sorted(set(self.freeze) - set(self.components)):
+            raise ValueError(f"freeze names {', '.join(strange)}, no component")
+        if self.freeze and self.frozen:
+            raise ValueError("freeze says nothing where all components are frozen: set frozen: false")
         if self.mode != "product" and self.embedding is None:
             raise ValueError(f"mode {self.mode} needs a size of its embedding")
         if isinstance(self.dimension_weights, dict) and set(self.dimension_weights) != set(self.components):
@@ -282,6 +321,31 @@ class ClassicalConfig(_Config):
     class_weights: Literal["balanced", "none"] = "balanced"
 
 
+class ProbeConfig(HeadConfig):
+    """A small head over the stored hidden states of a frozen encoder (`ser.layers`).
+
+    Attributes:
+        encoder: A model of the recipe whose states are stored (`layers: true`).
+        states: Number of its hidden states: its layers, and before them the input of the first.
+        size: Numbers a state.
+        layer: Which state (0 is the input of the first layer), or "weighted": a softmax-weighted sum of all states, with
+            weights of its own for each dimension and for the classes.
+    """
+
+    kind: Literal["probe"] = "probe"
+    encoder: str
+    states: Annotated[int, Field(ge=2)]
+    size: Positive
+    layer: Annotated[int, Field(ge=0)] | Literal["weighted"]
+    embedding: Positive | None = 256
+
+    @model_validator(mode="after")
+    def _layer_there(self):
+        if self.layer != "weighted" and self.layer >= self.states:
+            raise ValueError(f"layer {self.layer}: the encoder has states 0 to {self.states - 1}")
+        return self
+
+
 ModelConfig = Annotated[
     LinguisticConfig
     | ProsodicConfig
@@ -289,7 +353,8 @@ ModelConfig = Annotated[
     | FusedConfig
     | ConvConfig
     | EncoderConfig
-    | ClassicalConfig,
+    | ClassicalConfig
+    | ProbeConfig,
     Field(discriminator="kind"),
 ]
 FusedConfig.model_rebuild()
@@ -312,5 +377,5 @@ def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model"
         raise UserError(
             "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
             where=where,
-            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical; ser/models/config.py lists their keys",
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical, probe; ser/models/config.py lists their keys",
         ) from None

@@ -18,6 +18,17 @@ from ser.objectives import product_of_experts
 from shards.errors import UserError
 
 
+def _freeze(name: str, component: SERModel, part: str) -> None:
+    """Take a part of one component out of training.
+
+    Raises:
+        UserError: A component that has no such part.
+    """
+    if not hasattr(component, "freeze"):
+        raise UserError(f"component {name} has no encoder to freeze", where="fused model", hint="freeze")
+    cast(Any, component).freeze(part)
+
+
 class DimensionMix(nn.Module):
     """Weighted mean of the components' dimensions over those present, one weight a component and dimension."""
 
@@ -107,6 +118,15 @@ class Fused(SERModel):
             self.embedding_size = self.heads.size
         if config.frozen:
             hub.freeze(self.components)
+        for name, part in config.freeze.items():
+            _freeze(name, self.parts[name], part)
+        read = {part.text_from for part in self.parts.values() if "text" in part.inputs}
+        if len(read) > 1:
+            raise UserError(
+                f"the components read different texts: {', '.join(sorted(read))}", where="fused model",
+                hint="give them the same text_from",
+            )  # fmt: skip
+        self.text_from = read.pop() if read else "text"
         for part in self.components.modules():
             if isinstance(part, Heads):
                 for head in (part.categorical, part.dimensional):

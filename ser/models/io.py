@@ -182,6 +182,10 @@ def _make(
         from ser.models.classical import Classical
 
         return Classical(config, classes, dimensions)
+    if config.kind == "probe":
+        from ser.models.probe import Probe
+
+        return Probe(config, classes, dimensions)
     if config.kind == "encoder":
         from ser.models.students import Encoder
 

@@ -47,13 +47,22 @@ class Linguistic(SERModel):
             self.tokens.limit(min(config.max_tokens, self._positions()))
         if config.gradient_checkpointing:
             self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        if config.freeze == "encoder":
-            hub.freeze(self.encoder)
-        elif config.freeze == "embeddings":
-            hub.freeze(self.encoder.get_input_embeddings())
+        self.text_from = config.text_from
+        self.freeze(config.freeze)
         self.pool = POOLING[config.pooling](self.encoder.config.hidden_size)
         self.heads = Heads(self.pool.size, config, classes, dimensions)
         self.embedding_size = self.heads.size
+
+    def freeze(self, part: str) -> None:
+        """Take a part of the encoder out of training; see `LinguisticConfig.freeze`."""
+        if part == "encoder":
+            hub.freeze(self.encoder)
+        elif part == "embeddings":
+            hub.freeze(self.encoder.get_input_embeddings())
+        elif part == "all_embeddings":
+            hub.freeze(self.encoder.embeddings)
+        elif part != "none":
+            raise UserError(f"a text encoder has no {part} to freeze", where="freeze")
 
     def answer(self, batch: Inputs) -> ModelOutput:
         if batch.text is None:

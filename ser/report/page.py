@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ser.report import figures, words
+from ser.report import figures, layout, words
 from ser.report.tables import (
     calibration_table,
     comparison_rows,
@@ -57,6 +57,12 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
             if any(metric in report["models"][n]["scores"][name]["pooled"] for n in report["order"])
         ],
         "results": result_tables(report),
+        "grids": layout.grid_tables(report),
+        "depths": layout.depth_figures(report),
+        "trained": layout.trained(report),
+        "shares": layout.layer_shares(report),
+        "subsets": layout.subset_tables(report),
+        "repeated": layout.repeated_rows(report),
         "comparisons": comparisons,
         "difference_figures": [
             figures.differences(rows, m)

@@ -63,12 +63,20 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def model_words(model: dict[str, Any]) -> str:
     """What a model is and learns from, in a few words."""
-    inputs = {"waveform": "audio", "mel": "log-mel", "prosody": "prosody", "text": "text"}
+    inputs = {
+        "waveform": "audio",
+        "mel": "log-mel",
+        "prosody": "prosody",
+        "text": "text",
+        "layers": "hidden states",
+    }
     parts = [" + ".join(str(inputs.get(i, i)) for i in model["inputs"])]
     if model["kind"] == "composite":
         parts.append(
             f"for each {model['by'].removeprefix('extra.')} its own model: {', '.join(model['needs'])}"
         )
+    elif model["kind"] == "probe":
+        parts.append(f"probe of the frozen {model['needs'][0]}")
     elif model["kind"] == "fused" and model["needs"]:
         how = "made of" if model["objective"] else "product of"
         parts.append(f"{how} {' and '.join(model['needs'])}")

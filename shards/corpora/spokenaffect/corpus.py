@@ -82,10 +82,15 @@ def generate(
     return folder
 
 
-def read(root: str) -> Iterator[Utterance]:
+def read(root: str, misheard: float = 0.0) -> Iterator[Utterance]:
     """Utterances of a generated corpus: train, then dev, then test.
 
     `label` is the label with its noise; `extra` holds clean_label, word, split, latent_arousal, template and noun.
+
+    Args:
+        root: Folder of the corpus.
+        misheard: Share of words that a simulated recogniser replaces by another word of the language; above 0, `extra`
+            also holds its transcript as asr_text and its name as asr_source.
 
     Raises:
         UserError: no finished corpus in `root`, or utterances.jsonl is not the one that was committed.
@@ -107,6 +112,11 @@ def read(root: str) -> Iterator[Utterance]:
         )
     for line in content.decode().splitlines():
         row = json.loads(line)
+        if misheard:
+            row["extra"] |= {
+                "asr_text": mishear(row["key"], row["text"], row["language"], misheard),
+                "asr_source": f"asr:simulated ({misheard:.0%} of words wrong)",
+            }
         yield Utterance(
             **{k: row[k] for k in _PLAIN},
             corpus=CORPUS,
@@ -118,6 +128,20 @@ def read(root: str) -> Iterator[Utterance]:
             licence=LICENCE,
             extra=row["extra"],
         )
+
+
+def mishear(key: str, text: str, language: str, share: float) -> str:
+    """The text with a share of its words replaced by other affect words or nouns of the language; a pure function."""
+    from shards.corpora.spokenaffect.words import NOUNS, WORDS
+
+    lexicon = sorted([*WORDS[language], *NOUNS[language]])
+    out = []
+    for i, word in enumerate(text.split()):
+        digest = hashlib.sha256(f"mishear/{key}/{i}".encode()).digest()
+        if int.from_bytes(digest[:8], "big") / 2**64 < share:
+            word = lexicon[int.from_bytes(digest[8:12], "big") % len(lexicon)]
+        out.append(word)
+    return " ".join(out)
 
 
 _PLAIN = ("key", "speaker", "language", "gender", "text", "label", "valence", "arousal", "dominance")
