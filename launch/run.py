@@ -271,6 +271,8 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
         train_stage(runner, setting, names)
         heard = [name for name in names if recipe.models[name].layers]
         if heard and last >= STAGES.index("targets"):
+            from launch.layers import layers_stage  # imports this module
+
             layers_stage(runner, setting, heard)
         teachers = [name for name in names if name in read]
         if teachers and recipe.targets.source == "online":
@@ -368,23 +370,6 @@ def targets_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     runner.display.say(
         f"targets: {len(setting.folds)} folds x {len(names)} teachers x {len(setting.train_views)} views: {bill}"
     )
-    _compute(runner, setting, work, title)
-    runner.record(title, len(work), 0, began, str(bill))
-
-
-def layers_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
-    """Store the hidden states of encoders over all folds; the bill is printed before it starts."""
-    from ser.layers import layer_work
-
-    began, recipe = time.perf_counter(), setting.recipe
-    jobs = [Job(fold, name, recipe.seeds_of(name)[0]) for name in names for fold in setting.folds]
-    work = [item for job in jobs for item in layer_work(setting, job)]
-    title = "layers of " + ", ".join(names)
-    if not work:
-        runner.record(title, 0, len(names), began)
-        return
-    bill = produce.bill(setting, work)
-    runner.display.say(f"{title}: the mean of every hidden state, stored once for all probes: {bill} on disk")
     _compute(runner, setting, work, title)
     runner.record(title, len(work), 0, began, str(bill))
 

@@ -21,10 +21,13 @@ from ser.inputs import complete
 from ser.metrics import nll
 from ser.models.classical import Classical
 from ser.models.config import ClassicalConfig
+from ser.produce import FEATURE_VERSION, machine
 from ser.score import probabilities
+from ser.setting import Setting
 from shards.batch import load_slot
 from shards.errors import UserError
 from shards.slots import Slot
+from shards.targets import Output, TargetSpec
 
 BATCH = 64
 # Factors tried for the decision values; softmax of a plain SVM decision is far too unsure.
@@ -150,3 +153,21 @@ def _fit(
     if len(weights) == 1:  # two classes: scikit-learn keeps one decision, positive for the second
         weights, bias = np.concatenate([-weights, weights]), np.concatenate([-bias, bias])
     return weights.astype(np.float64), bias.astype(np.float64)
+
+
+def functionals_spec(setting: Setting, name: str) -> TargetSpec:
+    """What stored functionals are: one frame an utterance, of the clean view whatever view is asked for.
+
+    The crop of long audio belongs to the clean view too, so it is part of what they are.
+    """
+    from ser.features.functionals import SIZES
+
+    config = setting.recipe.features[name]
+    fields = {
+        "kind": config.kind,
+        "options": config.options,
+        "version": FEATURE_VERSION,
+        "crop": setting.policy.to_dict()["crop"],
+    }
+    output = Output(name, "frame", (SIZES[config.kind],), config.dtype)
+    return TargetSpec(name, (output,), fields, machine(), view_invariant=True)

@@ -2,16 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
-from ser.models.base import SERModel
 from shards.loader import Batch, Needs
 from shards.targets import TargetSource, TargetStore
 
 FUNCTIONALS = ("egemaps", "mfcc")
 
 
+class Reads(Protocol):
+    """What a model says of its inputs; every `SERModel` does."""
+
+    inputs: frozenset[str]
+    text_from: str
+
+
 def needs_of(
-    model: SERModel, features: Mapping[str, TargetStore], targets: Mapping[str, TargetSource] | None = None
+    model: Reads, features: Mapping[str, TargetStore], targets: Mapping[str, TargetSource] | None = None
 ) -> Needs:
     """What the loader must bring for `model`.
 
@@ -32,7 +39,7 @@ def needs_of(
     )
 
 
-def complete(batch: Batch, model: SERModel) -> Batch:
+def complete(batch: Batch, model: Reads) -> Batch:
     """The batch with every frame feature that `model` reads; what was not stored is computed from the waveform."""
     for name in ("prosody", *FUNCTIONALS):
         if name not in model.inputs or name in batch.features or not len(batch):

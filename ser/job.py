@@ -165,6 +165,8 @@ def _said(config: BaseModel, never: Set[str] = frozenset()) -> dict[str, Any]:
     fields = type(config).model_fields
     quiet = {key for key in SILENT & fields.keys() if getattr(config, key) == fields[key].default}
     return config.model_dump(mode="json", exclude=set(never) | quiet)
+
+
 def _unset(model: ModelRecipe) -> set[str]:
     """Keys that say nothing about a training: what is stored of it afterwards, and where its weights do not come from."""
     return {"layers"} | (set() if model.encoder_from else {"encoder_from"})

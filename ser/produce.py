@@ -57,6 +57,8 @@ def feature_spec(setting: Setting, name: str) -> TargetSpec:
     """What a stored feature of the recipe is."""
     config = setting.recipe.features[name]
     if config.kind in FUNCTIONALS:
+        from ser.classical import functionals_spec  # imports this module
+
         return functionals_spec(setting, name)
     if config.kind == "mel":
         size = int(config.options.get("bands", 64))
@@ -75,24 +77,6 @@ def feature_spec(setting: Setting, name: str) -> TargetSpec:
         },
         informative=machine(),
     )
-
-
-def functionals_spec(setting: Setting, name: str) -> TargetSpec:
-    """What stored functionals are: one frame an utterance, of the clean view whatever view is asked for.
-
-    The crop of long audio belongs to the clean view too, so it is part of what they are.
-    """
-    from ser.features.functionals import SIZES
-
-    config = setting.recipe.features[name]
-    fields = {
-        "kind": config.kind,
-        "options": config.options,
-        "version": FEATURE_VERSION,
-        "crop": setting.policy.to_dict()["crop"],
-    }
-    output = Output(name, "frame", (SIZES[config.kind],), config.dtype)
-    return TargetSpec(name, (output,), fields, machine(), view_invariant=True)
 
 
 def kinds_read(recipe: Recipe, config: Any) -> set[str]:

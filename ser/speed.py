@@ -71,7 +71,8 @@ class _Probed:
 
     def __init__(self, encoder: Any, probe: Any):
         self.encoder, self.probe = encoder, probe
-        self.inputs, self.text_from = encoder.inputs, encoder.text_from
+        self.inputs: frozenset[str] = encoder.inputs
+        self.text_from: str = encoder.text_from
 
     def __call__(self, batch: Any) -> Any:
         states = self.encoder.layer_pooled(batch)

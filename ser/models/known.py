@@ -53,6 +53,7 @@ def blueprint(
 
 
 def _blueprint(config: Any, classes: int, dimensions: bool, components: Mapping[str, Any]) -> SERModel:
+    given: Any = config  # keeps its own type below, whatever is asked of it here
     if isinstance(config, FusedConfig):
         # experts of a product keep their heads, other components bring their embedding alone
         heads = (classes, dimensions) if config.mode == "product" else (0, False)
@@ -62,9 +63,9 @@ def _blueprint(config: Any, classes: int, dimensions: bool, components: Mapping[
         }
         return Fused(config, classes, dimensions, parts)
     if not isinstance(config, PretrainedConfig):
-        return _make(config, classes, dimensions)
+        return _make(given, classes, dimensions)
     if config.name is None:
-        return _make(config, classes, dimensions, texts=["a"])
+        return _make(given, classes, dimensions, texts=["a"])
     if config.name not in KNOWN:
         raise UserError(
             f"the shape of {config.name} is not known here, so it cannot be counted without the hub",
@@ -81,7 +82,7 @@ def _blueprint(config: Any, classes: int, dimensions: bool, components: Mapping[
     files = {}
     if isinstance(config, LinguisticConfig):
         files = {"tokenizer.json": built(["a"], "words", 8).to_bytes()}
-    return _make(config, classes, dimensions, skeleton=skeleton, files=files)
+    return _make(given, classes, dimensions, skeleton=skeleton, files=files)
 
 
 @dataclass(frozen=True)

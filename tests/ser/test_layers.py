@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ser import produce
-from ser.build import start_encoder
 from ser.job import Job, directory
 from ser.layers import layer_spec, layer_stores, layer_work
 from ser.models import build, load
 from ser.models.config import parse_config
 from ser.recipe import Recipe
 from ser.setting import open_setting
+from ser.start import start_encoder
 from ser.strict import validate
 from ser.train import train
 from shards.batch import load_slot
@@ -56,6 +56,7 @@ def made(tmp_path_factory):
     return recipe, setting, job
 
 
+@pytest.mark.slow
 def test_stored_states_are_the_encoders_own(made):
     """Of train, dev and test rows, each the mean over true frames of every state; a second call has nothing to do."""
     recipe, setting, job = made
@@ -75,6 +76,7 @@ def test_stored_states_are_the_encoders_own(made):
         torch.testing.assert_close(heard.features["layers"], wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_probes_train_on_them_and_a_cut_encoder_starts_from_the_first_layers(made):
     recipe, setting, job = made
     for name in ("first", "sum", "cut"):
@@ -88,6 +90,7 @@ def test_probes_train_on_them_and_a_cut_encoder_starts_from_the_first_layers(mad
     assert layer_stores(setting, Job(job.fold, "cut", 0)) == {}
 
 
+@pytest.mark.slow
 def test_a_probe_of_another_shape_is_refused(made):
     recipe, setting, job = made
     values = recipe.dump()
