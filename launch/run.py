@@ -267,11 +267,15 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
     for wave in levels(recipe):
         names = [name for name in wave if name in wanted]
         if last < STAGES.index("distill"):
-            names = [name for name in names if recipe.models[name].role == "teacher"]
+            names = [name for name in names if recipe.models[name].role in ("teacher", "encoder")]
         if not names:
             continue
         search_stage(runner, setting, names)
         train_stage(runner, setting, names)
+        heard = {encoder for model in wanted for encoder in recipe.models[model].encoders}
+        encoders = [name for name in names if name in heard]
+        if encoders:
+            frames_stage(runner, setting, encoders)
         teachers = [name for name in names if name in read]
         if teachers and last >= STAGES.index("targets"):
             targets_stage(runner, setting, teachers)
@@ -363,6 +367,24 @@ def targets_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     runner.display.say(
         f"targets: {len(setting.folds)} folds x {len(names)} teachers x {len(setting.train_views)} views: {bill}"
     )
+    _compute(runner, setting, work, title)
+    runner.record(title, len(work), 0, began, str(bill))
+
+
+def frames_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
+    """Store the frames of encoders over all folds; what they take on disk is printed before it starts."""
+    from ser.frames import frame_work, refuse_full_disk
+
+    began, recipe = time.perf_counter(), setting.recipe
+    jobs_of = [Job(fold, name, recipe.seeds_of(name)[0]) for name in names for fold in setting.folds]
+    work = [item for job in jobs_of for item in frame_work(setting, job)]
+    title = "frames " + ", ".join(names)
+    if not work:
+        runner.record(title, 0, len(names), began)
+        return
+    bill = produce.bill(setting, work)
+    runner.display.say(f"frames of {', '.join(names)}, stored once for all that read them: {bill} on disk")
+    refuse_full_disk(setting, bill)
     _compute(runner, setting, work, title)
     runner.record(title, len(work), 0, began, str(bill))
 

@@ -61,6 +61,8 @@ def agree(recipe: Recipe, protocol: Protocol) -> None:
         _refuse_non_nested(recipe, protocol, declared.data)
     for name, entry in recipe.models.items():
         own, where = outputs(recipe, name), f"{recipe.name}: models.{name}"
+        if entry.role == "encoder":
+            continue
         if entry.classical and not protocol.classes:
             raise UserError(
                 f"a classical model tells classes apart, and protocol {protocol.name} has none",
@@ -164,7 +166,7 @@ def check_dev(protocol: Protocol, entry: ModelRecipe, labels: Labels, fold: Fold
     Raises:
         UserError: Naming the metric and the fold.
     """
-    if entry.train is None or not is_chosen(protocol, entry):
+    if entry.train is None or entry.role == "encoder" or not is_chosen(protocol, entry):
         return
     metric = protocol.select_metric
     known = labels.classes[fold.dev] >= 0

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ from ser import exposure
 from ser.agreement import agree, check_dev, check_tuning, outputs
 from ser.checkpoint import write_json
 from ser.distributed import World
+from ser.frames import frame_sizes
 from ser.inputs import complete, needs_of
 from ser.job import Job, below, directory, train_config
-from ser.loss import Objective, Supervision
+from ser.loss import Objective, Supervision, Transcripts
 from ser.models import SERModel, build, load, load_meta
-from ser.models.config import ConvConfig
+from ser.models.config import ConvConfig, FusedConfig, TCGRUConfig, with_sizes
 from ser.models.fused import Fused
 from ser.models.projectors import Projectors
 from ser.models.prosodic import FrameModel
-from ser.produce import feature_stores, teacher_store
+from ser.models.speech import Speech
+from ser.models.tcgru import TCGRU
+from ser.online import HAS_TEXT
+from ser.produce import stores_read, teacher_store
 from ser.protocol import Fold, Labels
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting, supervision
@@ -109,30 +113,43 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     check_dev(setting.protocol, entry, setting.labels, fold)
     labels, labelled = supervision(setting, fold, job.model, config.class_weights)
     rows = fold.train if entry.data == "all" else labelled
+    known = dataset.bits[:] & HAS_TEXT != 0
+    if entry.role == "encoder":
+        # it learns from what was said, whether or not somebody has said how it felt
+        rows = fold.train[np.asarray(known)[fold.train]] if entry.objective else fold.train[:0]
     if job.part is not None:
         parts = parts_of(dataset, fold.train, entry.cross_fit, job.seed)
         rows = rows[parts[rows] != job.part]
-    if len(rows) == 0:
+    if len(rows) == 0 and (entry.role != "encoder" or entry.objective):
         raise UserError(
             f"no training utterance for {job}",
             where=setting.protocol.name,
-            hint="check `labelled` and the fold",
+            hint="an encoder learns from transcribed speech, and there is none"
+            if entry.role == "encoder"
+            else "check `labelled` and the fold",
         )
     check_mel(recipe, job.model)
-    features = feature_stores(setting)
+    features = stores_read(setting, job)
     sources = {name: _source(setting, job, name, rows) for name in entry.target_sources}
     model = _model(setting, job, rows, features)
     blank = copy.deepcopy(model)
     projectors = _projectors(model, entry, sources)
     trainable = Trainable(model, projectors)
     scales = embedding_scales(setting, entry, sources, rows)
-    objective = Objective(entry.objective, labels, sources, projectors, config.label_smoothing, scales)
+    transcripts = None
+    if isinstance(model, Speech) and model.alphabet is not None:
+        transcripts = Transcripts(np.asarray(known), model.alphabet)
+    objective = Objective(
+        entry.objective, labels, sources, projectors, config.label_smoothing, scales, transcripts
+    )
+    needs = needs_of(model, features, sources)
+    needs = needs if transcripts is None else replace(needs, text=True)
     plan = _plan(setting, job, config, rows, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
     encoder = getattr(model, "encoder", None)
     heard = _exposure(setting, job, rows, model)
     return Ingredients(
-        setting, job, config, fold, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
+        setting, job, config, fold, rows, plan, total, needs, features, model, blank, trainable,
         list(encoder.parameters()) if isinstance(encoder, nn.Module) else [], objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
         sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
@@ -197,9 +214,12 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         name: load(model_directory(setting, below(recipe, job, name)))[0] for name in entry.components
     }
     texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
+    if entry.role == "encoder" and not entry.objective:
+        texts = None  # a pretrained encoder that stays as it is has nothing to transcribe
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
-    model = build(entry.model, count, answers.dimensions, texts=texts, components=components)
+    shape = with_sizes(entry.model, frame_sizes(setting, job))
+    model = build(shape, count, answers.dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
     if isinstance(model, Fused) and model.config.mode == "product" and model.classes:
         known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
@@ -222,10 +242,12 @@ def fit_normalisation(
     model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
 ) -> None:
     """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
-    if not isinstance(model, FrameModel):
-        return
     from ser.features.normalise import Moments
 
+    if not isinstance(model, FrameModel):
+        for part in tcgrus(model):
+            _fit_streams(part, dataset, rows, features, setting)
+        return
     chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
     views = np.full(len(chosen), setting.train_views[0], np.int64)
     needs = needs_of(model, features)
@@ -246,11 +268,51 @@ def fit_normalisation(
         model.functionals.fit(fitted.mean, fitted.deviation)
 
 
+def tcgrus(model: SERModel) -> list[TCGRU]:
+    """The TC-GRUs in a model that are trained with it."""
+    if isinstance(model, Fused):
+        return [] if model.config.frozen else [t for part in model.parts.values() for t in tcgrus(part)]
+    return [model] if isinstance(model, TCGRU) else []
+
+
+def _fit_streams(
+    model: TCGRU, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
+) -> None:
+    """Fit mean and deviation of every stream that wants them, over (a sample of) the training rows."""
+    from ser.features.normalise import Moments
+
+    if not model.fitted():
+        return
+    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
+    views = np.full(len(chosen), setting.train_views[0], np.int64)
+    needs, moments = needs_of(model, features), {}
+    for start in range(0, len(chosen), 64):
+        slot = Slot(chosen[start : start + 64], views[start : start + 64])
+        batch = complete(load_slot(dataset, slot, needs, setting.policy), model)
+        for name in model.fitted():
+            frames, lengths = model.frames(batch, name)
+            moments[name] = moments.get(name, Moments.empty(frames.shape[2])).add(frames, lengths)
+    for name, found in moments.items():
+        model.fit_stream(name, found.normaliser().mean, found.normaliser().deviation)
+
+
+def _mel_configs(recipe: Recipe, config: Any) -> list[Any]:
+    """Configurations of the networks on stored log-mels inside a model's own."""
+    if isinstance(config, FusedConfig):
+        parts = [part for part in config.components.values() if part is not None]
+        return [found for part in parts for found in _mel_configs(recipe, part)]
+    reads = isinstance(config, ConvConfig) or (isinstance(config, TCGRUConfig) and "mel" in config.streams)
+    return [config] if reads and config.features == "stored" else []
+
+
 def check_mel(recipe: Recipe, name: str) -> None:
     """Refuse a model that would hear other log-mels alone than the stored ones it is trained on."""
-    config, stored = recipe.models[name].model, recipe.features.get("mel")
-    if not isinstance(config, ConvConfig) or config.features != "stored":
-        return
+    for config in _mel_configs(recipe, recipe.models[name].model):
+        _check_mel(recipe, name, config)
+
+
+def _check_mel(recipe: Recipe, name: str, config: Any) -> None:
+    stored = recipe.features.get("mel")
     if stored is None:
         raise UserError(
             f"{name} reads stored log-mels, and the recipe stores none",
@@ -276,7 +338,15 @@ def _projectors(model: SERModel, entry: Any, sources: dict[str, TargetSource]) -
     for term in entry.objective:
         if term.loss == "embedding":
             output = next(o for o in sources[term.teacher].spec.outputs if o.name == "embedding")
-            sizes[term.teacher] = output.shape[0]
+            if term.projector == "linear":
+                sizes[term.teacher] = output.shape[0]
+            elif output.shape[0] != model.embedding_size:
+                raise UserError(
+                    f"the embedding of {term.teacher} has {output.shape[0]} numbers, the student's "
+                    f"{model.embedding_size}",
+                    where="objective",
+                    hint="`projector: none` needs embeddings of one size; leave it out, or make the sizes equal",
+                )
     return Projectors(model.embedding_size, sizes) if sizes else None
 
 
@@ -316,7 +386,7 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
     recipe, dataset, fold = setting.recipe, setting.dataset, setting.folds[job.fold]
     own = exposure.Exposure(
         fit=exposure.of_rows(dataset, rows),
-        select=exposure.of_rows(dataset, fold.dev),
+        select=exposure.of_rows(dataset, fold.dev if len(rows) else fold.dev[:0]),
         unknown=tuple(model.hub_names),
     )
     teachers = {}

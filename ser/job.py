@@ -133,7 +133,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
     return {
-        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep"}),
+        "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep", "frames"}),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None
         else None,

@@ -102,6 +102,9 @@ def kinds_read(recipe: Recipe, config: Any) -> set[str]:
         return {kind for part in parts for kind in kinds_read(recipe, part)}
     if config.kind == "classical":
         return {config.features}
+    if config.kind == "tcgru":
+        mel = {"mel" if config.features == "stored" else "mel on the spot"}
+        return mel if "mel" in config.streams else set()
     if config.kind == "conv":
         return {"mel" if config.features == "stored" else "mel on the spot"}
     return {"prosody"} if config.kind == "prosodic" else set()
@@ -110,7 +113,8 @@ def kinds_read(recipe: Recipe, config: Any) -> set[str]:
 def features_of(setting: Setting, name: str) -> dict[str, Any]:
     """What the features that model `name` reads are: the extractors' version and the fingerprints of stored ones, by kind."""
     recipe = setting.recipe
-    return {
+    frames = {encoder: recipe.models[encoder].frames.model_dump() for encoder in recipe.encoders_below(name)}
+    return frames | {
         kind: {
             "version": FEATURE_VERSION,
             "stored": {
@@ -171,6 +175,13 @@ def feature_stores(setting: Setting) -> dict[str, TargetStore]:
         name: TargetStore.open(setting.dataset, expect=feature_spec(setting, name))
         for name in setting.recipe.features
     }
+
+
+def stores_read(setting: Setting, job: Job) -> dict[str, TargetStore]:
+    """Stored features and encoders' frames that a training may read, by name."""
+    from ser.frames import frame_stores
+
+    return feature_stores(setting) | frame_stores(setting, job)
 
 
 def teacher_store(setting: Setting, job: Job) -> TargetStore:
@@ -282,19 +293,36 @@ def bill(setting: Setting, work: Sequence[Work]) -> Bill:
         for name, rows in item.rows.items():
             key = (item.teacher, name)
             if key not in specs:
-                specs[key] = (
-                    feature_spec(setting, name)
-                    if item.teacher is None
-                    else teacher_spec(setting, item.teacher)
-                )
+                specs[key] = _spec(setting, item.teacher, name)
             seconds = int(setting.dataset.samples[rows].sum()) / SAMPLE_RATE
-            framed = item.teacher is None and setting.recipe.features[name].kind not in FUNCTIONALS
-            frames = seconds * 100 if framed else len(rows)
+            rate = _frame_rate(setting, item.teacher, name)
+            frames = seconds * rate if rate else len(rows)
             size += int(sum(o.width * o.numpy.itemsize for o in specs[key].outputs) * frames)
             answers += len(rows)
         widest = max(item.rows.values(), key=len)
         samples += int(setting.dataset.samples[widest].sum())
     return Bill(len(work), answers, samples / SAMPLE_RATE / 3600, size)
+
+
+def _spec(setting: Setting, teacher: Job | None, name: str) -> TargetSpec:
+    if teacher is None:
+        return feature_spec(setting, name)
+    if setting.recipe.models[teacher.model].role == "encoder":
+        from ser.frames import frame_spec
+
+        return frame_spec(setting, teacher)
+    return teacher_spec(setting, teacher)
+
+
+def _frame_rate(setting: Setting, teacher: Job | None, name: str) -> float:
+    """Frames a second of what is stored; 0 where it is one answer an utterance."""
+    if teacher is None:
+        return 0.0 if setting.recipe.features[name].kind in FUNCTIONALS else 100.0
+    if setting.recipe.models[teacher.model].role == "encoder":
+        from ser.frames import encoder_json
+
+        return float(encoder_json(setting, teacher)["skeleton"]["frame_rate"])
+    return 0.0
 
 
 # -- how a unit is computed ------------------------------------------------------------------------------------------
@@ -312,6 +340,10 @@ class Done:
 def compute(recipe: Recipe, work: Work) -> Done:
     """Compute and commit one unit. Runs in any process; computing it twice writes the same answers."""
     setting = open_setting(recipe)
+    if work.teacher is not None and recipe.models[work.teacher.model].role == "encoder":
+        from ser.frames import compute_frames
+
+        return compute_frames(setting, work)
     return _features(setting, work) if work.teacher is None else _targets(setting, work)
 
 
@@ -356,7 +388,7 @@ def _targets(setting: Setting, work: Work) -> Done:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _teacher(str(directory(setting.recipe, work.teacher) / "model"), spec.fingerprint, str(device))
     assert not model.training
-    stored = {key: value for key, value in feature_stores(setting).items() if key in model.inputs}
+    stored = {key: value for key, value in stores_read(setting, work.teacher).items() if key in model.inputs}
     needs = needs_of(model, stored)
     slots = inference_slots(
         setting.dataset,

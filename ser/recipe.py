@@ -8,11 +8,11 @@ resolved recipe is written into the run directory, so a run never depends on the
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ser.models.config import ModelConfig
+from ser.models.config import ModelConfig, encoders_read
 from ser.resolve import RECIPES, find, resolve
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
@@ -39,11 +39,24 @@ class DataConfig(Strict):
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
 
 
+class FramesConfig(Strict):
+    """Which frames of an encoder are stored for the models that read them.
+
+    Attributes:
+        layer: 0 is the transformer's input, then its layers; -1 is the last.
+        dtype: As stored; frames computed on the spot are rounded alike.
+    """
+
+    layer: int = Field(default=-1, ge=-1)
+    dtype: Literal["float32", "float16"] = "float16"
+
+
 class ModelRecipe(Strict):
     """One model of the experiment.
 
     Attributes:
-        role: teacher (its targets are stored), student, baseline (no teacher), control (must not work).
+        role: teacher (its targets are stored), student, baseline (no teacher), control (must not work), encoder (hears
+            speech once and for all: its frames are stored, and other models read them as an input).
         data: Which training utterances take part: those whose label shows, or all.
         label_from: Overrides the protocol's `label_from` for the training labels (a ceiling with clean labels, say).
         labelled: Overrides the protocol's `labelled` (1.0 shows every training label).
@@ -52,10 +65,13 @@ class ModelRecipe(Strict):
             utterance's target from the copy that has not heard its speaker; 0 is off.
         search: Dotted train keys with lists of values, tried on each fold's dev set with the first seed.
         keep: Dotted train keys that no chosen value replaces; `load` names here what a variant or an override gave.
-        seeds: Seeds of this model; None takes the recipe's (teachers: only its first).
+        seeds: Seeds of this model; None takes the recipe's (teachers and encoders: only its first).
+        frames: Of an encoder: which of its frames are stored, once some model's `streams` name it.
     """
 
-    role: Literal["teacher", "student", "baseline", "control"]
+    LATER: ClassVar[frozenset[str]] = frozenset({"frames"})
+
+    role: Literal["teacher", "student", "baseline", "control", "encoder"]
     model: ModelConfig
     objective: list[Term] = []
     train: TrainConfig | None = None
@@ -67,6 +83,7 @@ class ModelRecipe(Strict):
     search: dict[str, list[Any]] = {}
     keep: list[str] = []
     seeds: list[int] | None = None
+    frames: FramesConfig = FramesConfig()
 
     @property
     def classical(self) -> bool:
@@ -82,10 +99,15 @@ class ModelRecipe(Strict):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the models that must be trained (and, for terms, have targets) before this one."""
-        names = list(self.components)
+        names = [*self.components, *self.encoders]
         for term in self.objective:
             names += [name for name in term.sources if name not in names]
         return tuple(names)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders whose frames it reads itself (those of trained components are the components')."""
+        return encoders_read(self.model)
 
     @property
     def target_sources(self) -> tuple[str, ...]:
@@ -200,7 +222,13 @@ class Recipe(Strict):
                 raise ValueError(
                     f"models.{name} is classical: it is fitted at once, without train and objective"
                 )
-            if model.train is None and not model.components and not model.classical:
+            self._encoders_fit(name)
+            if (
+                model.train is None
+                and not model.components
+                and not model.classical
+                and model.role != "encoder"
+            ):
                 raise ValueError(f"models.{name} is neither trained nor made of other models")
             for other in model.needs:
                 if self.models[other].classical:
@@ -217,6 +245,51 @@ class Recipe(Strict):
                     )
         self.order()
         return self
+
+    def _encoders_fit(self, name: str) -> None:
+        """Refuse encoders that are none, or that would be used as something else."""
+        model = self.models[name]
+        if (model.role == "encoder") != (model.model.kind == "speech"):
+            raise ValueError(
+                f"models.{name}: role encoder and kind speech belong together, not {model.role} and {model.model.kind}"
+            )
+        losses = {term.loss for term in model.objective}
+        if (model.role == "encoder" and losses - {"ctc"}) or (model.role != "encoder" and "ctc" in losses):
+            raise ValueError(f"models.{name}.objective: an encoder learns by ctc, and nothing else does")
+        if model.role == "encoder":
+            if model.train is None and getattr(model.model, "name", None) is None:
+                raise ValueError(
+                    f"models.{name}: nothing trains its random weights: give `objective: [{{loss: ctc}}]` and `train`, "
+                    "or the name of a pretrained encoder"
+                )
+            if model.train is not None and model.train.patience is not None:
+                raise ValueError(
+                    f"models.{name}.train.patience: an encoder is not chosen by a dev metric; leave it out"
+                )
+            if model.cross_fit:
+                raise ValueError(f"models.{name}.cross_fit: an encoder is heard by all copies; set it to 0")
+        for other in model.needs:
+            if (self.models[other].role == "encoder") != (other in model.encoders):
+                raise ValueError(
+                    f"models.{name} names {other}, "
+                    + (
+                        "no encoder (role: encoder)"
+                        if other in model.encoders
+                        else "an encoder, as something else"
+                    )
+                    + ": encoders are read as `streams`, other models as components or teachers"
+                )
+        if model.cross_fit and self.encoders_below(name):
+            raise ValueError(
+                f"models.{name}.cross_fit: its copies would hear the part they must not know through the encoder "
+                f"{self.encoders_below(name)[0]}; set models.{name}.cross_fit=0"
+            )
+
+    def encoders_below(self, name: str) -> tuple[str, ...]:
+        """Names of all encoders whose frames a model reads, through trained components too."""
+        model = self.models[name]
+        parts = [encoder for other in model.components for encoder in self.encoders_below(other)]
+        return tuple(dict.fromkeys([*model.encoders, *parts]))
 
     def _components_fit(self, name: str) -> None:
         """Refuse experts that nobody trains, and cross-fitting that would not hold."""
@@ -264,7 +337,7 @@ class Recipe(Strict):
         model = self.models[name]
         if model.seeds is not None:
             return model.seeds
-        return self.seeds[:1] if model.role == "teacher" else self.seeds
+        return self.seeds[:1] if model.role in ("teacher", "encoder") else self.seeds
 
     @property
     def directory(self) -> Path:

@@ -25,7 +25,9 @@ def find(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(
-        [p.stem for p in RECIPES.glob("*.yaml")] + [p.parent.name for p in RECIPES.glob("*/recipe.yaml")]
+        [p.stem for p in RECIPES.glob("*.yaml")]
+        + [p.parent.name for p in RECIPES.glob("*/recipe.yaml")]
+        + [f"{p.parent.name}/{p.stem}" for p in RECIPES.glob("*/*.yaml") if p.stem != "recipe"]
     )
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -110,7 +110,9 @@ def collect(setting: Setting) -> tuple[dict[str, Model], dict[str, list[str]]]:
     """
     found: dict[str, Model] = {}
     incomplete: dict[str, list[str]] = {}
-    for name in setting.recipe.models:
+    for name, entry in setting.recipe.models.items():
+        if entry.role == "encoder":
+            continue  # it answers nothing by itself
         seeds, missing = [], []
         for seed in setting.recipe.seeds_of(name):
             lost = [

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ser.frames import attach
 from ser.inputs import complete, needs_of
 from ser.models import load
 from ser.setting import Setting
@@ -33,7 +34,8 @@ def real_time_factor(setting: Setting, folder: Path, rows: np.ndarray) -> dict[s
     Returns:
         factor (0.01 is a hundred times faster than speech), and how it was measured.
     """
-    model, _ = load(folder)
+    model, meta = load(folder)
+    attach(model, folder, meta)
     order = rows[np.argsort(np.asarray(setting.dataset.samples)[rows], kind="stable")]
     middle = max(0, (len(order) - UTTERANCES) // 2)
     chosen = np.sort(order[middle : middle + UTTERANCES])

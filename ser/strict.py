@@ -2,10 +2,17 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from shards.errors import UserError
 
@@ -13,9 +20,24 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of every configuration model: frozen, and an unknown key is an error that names its nearest neighbour."""
+    """Base of every configuration model: frozen, and an unknown key is an error that names its nearest neighbour.
+
+    Keys in `LATER` are not written while they have their default, so that what was made before they existed keeps its
+    identity.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        quiet = {
+            k
+            for k in self.LATER
+            if getattr(self, k) == type(self).model_fields[k].get_default(call_default_factory=True)
+        }
+        return {key: value for key, value in values.items() if key not in quiet}
 
     @model_validator(mode="before")
     @classmethod
