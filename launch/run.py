@@ -149,6 +149,7 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
     if same and (page.is_file() or not with_page):
         runner.record("report" if with_page else "evaluate", 0, 1, began, str(page) if with_page else "")
         return
+    conditions_stage(runner, setting)
     if not same:
         from ser.evaluate import evaluate
 
@@ -163,6 +164,19 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
         began = time.perf_counter()
         runner.record("report", 1, 0, began, str(write_report(setting)))
         runner.lines[-1].seconds = time.perf_counter() - began
+
+
+def conditions_stage(runner: Runner, setting: Setting) -> None:
+    """Let every finished model hear the test rows under the conditions that the report asks for."""
+    from ser.conditions import answer_under, due
+
+    began, work = time.perf_counter(), due(setting)
+    if not work:
+        return
+    with runner.display.bar("conditions", unit="utt") as bar:
+        for item in work:
+            answer_under(setting, item, bar.update)
+    runner.record("conditions", len(work), 0, began, ", ".join(dict.fromkeys(item.name for item in work)))
 
 
 def write_run(recipe: Recipe) -> None:

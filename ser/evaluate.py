@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ser import facts, scoring
+from ser import conditions, facts, scoring
 from ser.recipe import Comparison
 from ser.references import OWN, Reference, ceilings_of, references, source_of, test_set
 from ser.results import Model, collect, voices
@@ -63,6 +63,8 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "models": told,
         "incomplete": incomplete,
         "comparisons": _comparisons(setting, models, truths, speakers),
+        "conditions": conditions.told(setting, models, truths[OWN], speakers),
+        "encoders": facts.encoders(setting),
         "findings": [_finding(finding) for finding in facts.findings(setting, models)],
         "environment": _read(recipe.directory / "environment.json"),
         "recipe": recipe.dump(),
@@ -106,6 +108,7 @@ def describe(
         "objective": [_term(term) for term in entry.objective],
         "train": train,
         "parameters": first.facts["parameters"]["total"],
+        "encoder_parameters": {n: e["parameters"] for n, e in first.meta.get("encoders", {}).items()},
         "bytes": sum((first.folder / "model" / file).stat().st_size for file in first.facts["files"]),
         "speed": _speed(setting, first, model, speeds),
         "seeds": model.seeds,

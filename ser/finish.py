@@ -127,7 +127,7 @@ def write_predictions(path: Path, table: pa.Table) -> None:
 
 
 def read_predictions(path: Path, split: str) -> Answers:
-    """Answers of one split from a training's predictions."""
+    """Answers of one split from a training's predictions (or those under a condition)."""
     table = pq.read_table(path, filters=[("split", "=", split)])
 
     def stacked(name: str) -> np.ndarray | None:

@@ -181,6 +181,7 @@ def encoder_facts(setting: Setting, job: Job) -> dict[str, Any]:
             "files": facts["files"],
             "parameters": facts["parameters"]["total"],
             "hub_names": facts["hub_names"],
+            "licences": facts["meta"]["licences"],
             "path": os.path.relpath(folder, own),
         }
     return out

@@ -136,16 +136,40 @@ class TargetsConfig(Strict):
 
 
 class Comparison(Strict):
-    """A row of the report's comparison table: system minus reference on one metric."""
+    """A row of the report's comparison table: system minus reference on one metric.
+
+    Attributes:
+        published: What a paper says of the same pair, as a relative gain (0.79 is 79 %); the report then shows the
+            relative gain measured here beside it.
+        source: Where the paper says so.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"published", "source"})
 
     system: str
     reference: str
     metric: str = "ua"
+    published: float | None = None
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _sourced(self) -> "Comparison":
+        if self.published is not None and not self.source:
+            raise ValueError("a `published` number needs its `source`")
+        return self
 
 
 class ReportConfig(Strict):
-    """What the report compares, and which reference labels it scores against besides the protocol's."""
+    """What the report compares, and which reference labels it scores against besides the protocol's.
 
+    Attributes:
+        conditions: Name -> view policy under which the test rows are heard once more by every model, for example
+            {snr5: {noise: synthetic, snr_db: [5, 5]}}; what is not named of it is off.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"conditions"})
+
+    conditions: dict[str, dict[str, Any]] = {}
     compare: list[Comparison] = []
     references: dict[str, str] = {}
     groups: list[Literal["language", "gender", "corpus"]] = ["language", "gender", "corpus"]
@@ -243,6 +267,11 @@ class Recipe(Strict):
                         f"models.{name}.objective.{number}: an embedding term needs stored embeddings: "
                         "set targets.embedding=true, or leave the term out"
                     )
+        for name in self.report.conditions:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == "clean":
+                raise ValueError(
+                    f"report.conditions.{name}: a name is [A-Za-z0-9_-]{{1,40}}, and clean is there anyway"
+                )
         self.order()
         return self
 

@@ -11,10 +11,12 @@ from ser.report import figures, words
 from ser.report.tables import (
     calibration_table,
     comparison_rows,
+    condition_tables,
     group_kinds,
     group_notes,
     merged_findings,
     reference_names,
+    relative_rows,
     result_tables,
     sign_table,
 )
@@ -56,6 +58,9 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
         ],
         "results": result_tables(report),
         "comparisons": comparisons,
+        "relative": relative_rows(report),
+        "conditions": condition_tables(report),
+        "encoders": report.get("encoders") or {},
         "difference_figures": [
             figures.differences(rows, m)
             for m in dict.fromkeys(row["metric"] for row in comparisons)
