@@ -12,7 +12,7 @@ LEGACY exists to reproduce a published number with its flaws, and every table ro
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -127,6 +127,18 @@ class DevConfig(Strict):
         return self
 
 
+class Proxy(Strict):
+    """A field that stands for a dimension which nobody rated: no rating, and the report says so.
+
+    Attributes:
+        field: `extra.<field>` of the utterance.
+        values: Its values on [0, 1]; others are not rated.
+    """
+
+    field: str = Field(pattern=r"^extra\.[A-Za-z0-9_]+$")
+    values: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(min_length=2)
+
+
 class Protocol(Strict):
     """A benchmark's rules. See `ser/protocols/*.yaml` for examples.
 
@@ -140,6 +152,7 @@ class Protocol(Strict):
         label_from: label, votes (the class of most votes, ties are unlabelled) or extra.<field>.
         soft_from: votes adds the distribution of votes over the classes (default with label_from: votes).
         dimensions: Which of valence, arousal, dominance; mapped from the native scale to [0, 1].
+        proxies: Dimension to what stands for it where the corpus has no ratings (acted intensity for arousal, say).
         scales: Native (lowest, highest) per corpus, where it is not that of the data.
         labelled: Training labels that show: a share (0.2; 1 is all), a count a fold (900), or a file of keys, a line
             each. Share and count go by the hash of (labelled_seed, key), so a larger one contains a smaller one, and
@@ -148,6 +161,8 @@ class Protocol(Strict):
         select_metric: What chooses the checkpoint.
         pool: Which number is the headline: the metric over all folds' test rows together, or the mean over folds.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"proxies"})
 
     name: str
     about: str = ""
@@ -161,6 +176,7 @@ class Protocol(Strict):
     soft_from: Literal["none", "votes"] | None = None
     dimensions: list[Literal["valence", "arousal", "dominance"]] = []
     scales: dict[str, tuple[float, float]] = {}
+    proxies: dict[Literal["valence", "arousal", "dominance"], Proxy] = {}
     folds: FoldsConfig
     dev: DevConfig | None = None
     labelled: float | int | str = 1.0
@@ -187,6 +203,9 @@ class Protocol(Strict):
             raise ValueError("labelled must be above 0")
         if isinstance(self.labelled, float) and self.labelled > 1 and self.labelled % 1:
             raise ValueError(f"labelled {self.labelled} is neither a share nor a count")
+        strange = sorted(set(self.proxies) - set(self.dimensions))
+        if strange:
+            raise ValueError(f"proxies for {', '.join(strange)}, which `dimensions` does not name")
         if any(low >= high for low, high in self.scales.values()):
             raise ValueError("a scale is (lowest, highest)")
         if self.dev is not None and self.folds.dev:

@@ -117,7 +117,13 @@ def labels(protocol: "Protocol", dataset: Any) -> Labels:
         lookup.refuse_unmapped(protocol)
     dimensions = np.full((count, 3), np.nan, dtype=np.float32)
     for name in protocol.dimensions:
-        dimensions[rows, DIMENSIONS.index(name)] = _scaled(protocol, dataset, name, rows, corpus)
+        proxy = protocol.proxies.get(name)
+        if proxy is None:
+            value = _scaled(protocol, dataset, name, rows, corpus)
+        else:
+            told = field(dataset, proxy.field, rows)
+            value = np.array([proxy.values.get(str(v), np.nan) for v in told], dtype=np.float64)
+        dimensions[rows, DIMENSIONS.index(name)] = value
     if protocol.ignored_rows == "drop":
         scope = scope & ~ignored
         dimensions[ignored] = np.nan

@@ -238,6 +238,10 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if report["dimensions"]:
         out.insert(3, ("Dimensions", ", ".join(report["dimensions"]) + ", on a scale from 0 to 1"))
+    for name, proxy in p.get("proxies", {}).items():
+        values = ", ".join(f"{own} = {value:g}" for own, value in proxy["values"].items())
+        told = f"{proxy['field']} stands for {name} ({values}): a proxy, nobody rated {name} here"
+        out.insert(4, ("Proxy", told))
     return out
 
 
