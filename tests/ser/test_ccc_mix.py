@@ -77,7 +77,7 @@ def test_a_dimension_that_nobody_rated_leaves_the_mix_to_the_others():
 
 
 def test_weights_must_sum_to_one_and_belong_to_a_ccc_term():
-    with pytest.raises(ValueError, match="must sum to 1, not 0.7"):
+    with pytest.raises(ValueError, match=r"must sum to 1, not 0\.7"):
         Term(loss="ccc", mix={"valence": 0.5, "arousal": 0.2})
     with pytest.raises(ValueError, match="`mix` says nothing with loss cross_entropy"):
         Term(loss="cross_entropy", mix=MIX)
