@@ -144,7 +144,8 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     )
     needs = needs_of(model, features, sources)
     needs = needs if transcripts is None else replace(needs, text=True)
-    plan = _plan(setting, job, config, rows, labels)
+    # A pretrained encoder hears nothing here; its plan is never walked.
+    plan = _plan(setting, job, config, rows if len(rows) else fold.train, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
     encoder = getattr(model, "encoder", None)
     heard = _exposure(setting, job, rows, model)

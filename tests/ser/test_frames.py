@@ -157,7 +157,7 @@ def test_frames_on_the_spot_give_the_answers_of_stored_ones(run, name):
     rows = setting.folds[FOLD].test
     live = answer(
         model, setting.dataset, rows, policy=setting.policy, features={}, slot_seconds=3.0,
-        world=World(0, 1, torch.device("cpu")),
+        world=World(0, 1, 0, torch.device("cpu")),
     )  # fmt: skip
     stored = read_predictions(folder / "predictions.parquet", "test")
     assert (stored.rows == rows).all() and (live.state == PRESENT).all()
