@@ -16,6 +16,7 @@ import yaml
 from launch.display import Display
 from launch.search import combinations, dev_value, keep_choice
 from ser import __version__, pin, produce
+from ser.bill import bill as bill_of
 from ser.checkpoint import write_json
 from ser.job import (
     Job,
@@ -241,7 +242,7 @@ def feature_stage(runner: Runner, setting: Setting) -> None:
     if not work:
         runner.record("features", 0, len(setting.recipe.features), began)
         return
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     runner.display.say(f"features {', '.join(setting.recipe.features)}: {bill}")
     _compute(runner, setting, work, "features")
     runner.record("features", len(work), 0, began, f"{bill.hours:.2f} h of audio, {bill.bytes / 1e6:.0f} MB")
@@ -377,7 +378,7 @@ def targets_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     if not work:
         runner.record(title, 0, len(names), began)
         return
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     runner.display.say(
         f"targets: {len(setting.folds)} folds x {len(names)} teachers x {len(setting.train_views)} views: {bill}"
     )
@@ -396,9 +397,9 @@ def frames_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     if not work:
         runner.record(title, 0, len(names), began)
         return
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     runner.display.say(f"frames of {', '.join(names)}, stored once for all that read them: {bill} on disk")
-    refuse_full_disk(setting, bill)
+    refuse_full_disk(setting, bill.bytes)
     _compute(runner, setting, work, title)
     runner.record(title, len(work), 0, began, str(bill))
 

@@ -16,33 +16,29 @@ from ser.agreement import agree, check_dev, check_tuning, outputs
 from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.frames import frame_sizes
-from ser.inputs import complete, needs_of
+from ser.inputs import needs_of
 from ser.job import Job, below, directory, train_config
 from ser.loss import Objective, Supervision, Transcripts
 from ser.models import SERModel, build, load, load_meta
-from ser.models.config import ConvConfig, FusedConfig, TCGRUConfig, with_sizes
 from ser.models.fused import Fused
 from ser.models.projectors import Projectors
-from ser.models.prosodic import FrameModel
 from ser.models.speech import Speech
-from ser.models.tcgru import TCGRU
+from ser.models.streams import with_sizes
+from ser.normalising import NORMALISATION_ROWS, check_mel, fit_normalisation
 from ser.online import HAS_TEXT
 from ser.produce import stores_read, teacher_store
 from ser.protocol import Fold, Labels
-from ser.recipe import ModelRecipe, Recipe, TrainConfig
+from ser.recipe import ModelRecipe, TrainConfig
 from ser.setting import Setting, supervision
 from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from shards import law
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.index import key_hash
-from shards.loader import Needs, load_slot
+from shards.loader import Needs
 from shards.plan import Plan, PlanConfig
-from shards.slots import Slot
 from shards.targets import PRESENT, TargetSource, TargetStore
 from shards.views import ViewPolicy, view_samples
-
-NORMALISATION_ROWS = 2000
 
 
 class Trainable(nn.Module):
@@ -237,96 +233,6 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
                 hint="give a model directory of the same `model` configuration",
             ) from None
     return model
-
-
-def fit_normalisation(
-    model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
-) -> None:
-    """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
-    from ser.features.normalise import Moments
-
-    if not isinstance(model, FrameModel):
-        for part in tcgrus(model):
-            _fit_streams(part, dataset, rows, features, setting)
-        return
-    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
-    views = np.full(len(chosen), setting.train_views[0], np.int64)
-    needs = needs_of(model, features)
-    moments, whole = None, None
-    for start in range(0, len(chosen), 64):
-        slot = Slot(chosen[start : start + 64], views[start : start + 64])
-        frames, lengths = model.frames(complete(load_slot(dataset, slot, needs, setting.policy), model))
-        moments = (moments or Moments.empty(frames.shape[2])).add(frames, lengths)
-        if model.functionals is not None:
-            values = model.functionals.raw(frames, lengths)[:, None]
-            whole = (whole or Moments.empty(values.shape[2])).add(values, (lengths > 0).long())
-    assert moments is not None
-    if model.config.normalise in ("fitted", "level"):
-        fitted = moments.normaliser()
-        model.fit_normalisation(fitted.mean, fitted.deviation)
-    if model.functionals is not None and whole is not None:
-        fitted = whole.normaliser()
-        model.functionals.fit(fitted.mean, fitted.deviation)
-
-
-def tcgrus(model: SERModel) -> list[TCGRU]:
-    """The TC-GRUs in a model that are trained with it."""
-    if isinstance(model, Fused):
-        return [] if model.config.frozen else [t for part in model.parts.values() for t in tcgrus(part)]
-    return [model] if isinstance(model, TCGRU) else []
-
-
-def _fit_streams(
-    model: TCGRU, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
-) -> None:
-    """Fit mean and deviation of every stream that wants them, over (a sample of) the training rows."""
-    from ser.features.normalise import Moments
-
-    if not model.fitted():
-        return
-    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
-    views = np.full(len(chosen), setting.train_views[0], np.int64)
-    needs, moments = needs_of(model, features), {}
-    for start in range(0, len(chosen), 64):
-        slot = Slot(chosen[start : start + 64], views[start : start + 64])
-        batch = complete(load_slot(dataset, slot, needs, setting.policy), model)
-        for name in model.fitted():
-            frames, lengths = model.frames(batch, name)
-            moments[name] = moments.get(name, Moments.empty(frames.shape[2])).add(frames, lengths)
-    for name, found in moments.items():
-        model.fit_stream(name, found.normaliser().mean, found.normaliser().deviation)
-
-
-def _mel_configs(recipe: Recipe, config: Any) -> list[Any]:
-    """Configurations of the networks on stored log-mels inside a model's own."""
-    if isinstance(config, FusedConfig):
-        parts = [part for part in config.components.values() if part is not None]
-        return [found for part in parts for found in _mel_configs(recipe, part)]
-    reads = isinstance(config, ConvConfig) or (isinstance(config, TCGRUConfig) and "mel" in config.streams)
-    return [config] if reads and config.features == "stored" else []
-
-
-def check_mel(recipe: Recipe, name: str) -> None:
-    """Refuse a model that would hear other log-mels alone than the stored ones it is trained on."""
-    for config in _mel_configs(recipe, recipe.models[name].model):
-        _check_mel(recipe, name, config)
-
-
-def _check_mel(recipe: Recipe, name: str, config: Any) -> None:
-    stored = recipe.features.get("mel")
-    if stored is None:
-        raise UserError(
-            f"{name} reads stored log-mels, and the recipe stores none",
-            where=recipe.name,
-            hint="add `features: {mel: {kind: mel}}`, or set the model's `features: online`",
-        )
-    given = ConvConfig(**stored.options).mel
-    other = {key: (value, given[key]) for key, value in config.mel.items() if value != given[key]}
-    if other:
-        says = ", ".join(f"{key} {a} (stored: {b})" for key, (a, b) in other.items())
-        raise UserError(
-            f"{name} and the stored log-mel differ: {says}", where=recipe.name, hint="make them agree"
-        )
 
 
 def model_directory(setting: Setting, job: Job) -> Any:

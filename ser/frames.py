@@ -25,7 +25,7 @@ from ser.infer import inference_slots
 from ser.job import Job, below, directory
 from ser.models import SERModel, load
 from ser.models.speech import Speech
-from ser.produce import Bill, Done, Work, machine
+from ser.produce import Done, Work, machine
 from ser.setting import Setting
 from shards.batch import load_slot
 from shards.errors import UserError
@@ -94,8 +94,8 @@ def frame_work(setting: Setting, job: Job) -> list[Work]:
     return work
 
 
-def refuse_full_disk(setting: Setting, bill: Bill) -> None:
-    """Refuse frames that do not fit where the dataset lies (a local folder; an object store is not asked).
+def refuse_full_disk(setting: Setting, size: int) -> None:
+    """Refuse frames of `size` bytes that do not fit where the dataset lies (a local folder; an object store is not asked).
 
     Raises:
         UserError: Naming what is needed and what is free.
@@ -104,9 +104,9 @@ def refuse_full_disk(setting: Setting, bill: Bill) -> None:
     if not path.is_dir():
         return
     free = shutil.disk_usage(path).free
-    if bill.bytes > free:
+    if size > free:
         raise UserError(
-            f"the frames take {bill.bytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
+            f"the frames take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
             where=str(path),
             hint="fewer views, fewer folds, `frames: {dtype: float16}`, or a data.path with more room",
         )

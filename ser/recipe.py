@@ -12,13 +12,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ser.models.config import ModelConfig, encoders_read
+from ser.models.config import ModelConfig
+from ser.models.streams import encoders_read
 from ser.resolve import RECIPES, find, resolve
+from ser.stored import FeatureConfig, FramesConfig, TargetsConfig
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
 
-__all__ = ["RECIPES", "OptimizerConfig", "Recipe", "Term", "TrainConfig", "find", "load"]
+__all__ = [
+    "RECIPES", "FeatureConfig", "FramesConfig", "OptimizerConfig", "Recipe", "TargetsConfig", "Term", "TrainConfig", "find", "load",
+]  # fmt: skip
 
 
 class CorpusConfig(Strict):
@@ -37,18 +41,6 @@ class DataConfig(Strict):
     corpora: list[CorpusConfig] = Field(min_length=1)
     shard_seconds: float = Field(default=600, gt=0)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
-
-
-class FramesConfig(Strict):
-    """Which frames of an encoder are stored for the models that read them.
-
-    Attributes:
-        layer: 0 is the transformer's input, then its layers; -1 is the last.
-        dtype: As stored; frames computed on the spot are rounded alike.
-    """
-
-    layer: int = Field(default=-1, ge=-1)
-    dtype: Literal["float32", "float16"] = "float16"
 
 
 class ModelRecipe(Strict):
@@ -113,26 +105,6 @@ class ModelRecipe(Strict):
     def target_sources(self) -> tuple[str, ...]:
         """Names of the teachers whose stored targets the objective reads."""
         return tuple(dict.fromkeys(name for term in self.objective for name in term.sources))
-
-
-class FeatureConfig(Strict):
-    """A stored feature: computed once a view, memory-mapped while training.
-
-    `mel` and `prosody` are frames of every view; `egemaps` and `mfcc` are functionals of the clean utterance alone,
-    for classical models.
-    """
-
-    kind: Literal["mel", "prosody", "egemaps", "mfcc"]
-    options: dict[str, Any] = {}
-    dtype: Literal["float32", "float16"] = "float32"
-
-
-class TargetsConfig(Strict):
-    """What is stored of each teacher, and how the inference batches are cut (part of the fingerprint)."""
-
-    slot_seconds: float = Field(default=120, gt=0)
-    embedding: bool = True
-    dtype: Literal["float32", "float16"] = "float32"
 
 
 class Comparison(Strict):

@@ -3,13 +3,13 @@
 import copy
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from ser import produce
+from ser.bill import bill as bill_of
 from ser.conditions import due, policy_of
 from ser.exposure import of_rows
 from ser.finish import read_predictions
@@ -209,11 +209,11 @@ def test_a_unit_made_again_has_the_same_bytes(run):
 def test_the_bill_is_what_the_files_take_and_a_full_disk_is_refused(run):
     setting, _ = run
     rows = np.sort(np.concatenate([setting.folds[FOLD].test, setting.folds[FOLD].dev]))
-    bill = produce.bill(setting, [produce.Work(job("ear"), 0, 0, {"ear": rows})])
+    bill = bill_of(setting, [produce.Work(job("ear"), 0, 0, {"ear": rows})])
     taken = sum(x.nbytes for x in store_of(setting).read(rows, 0)["frames"])
     assert bill.bytes == pytest.approx(taken, rel=0.1) and bill.bytes >= taken
     with pytest.raises(UserError, match=r"frames take .* GB .* free"):
-        refuse_full_disk(setting, replace(bill, bytes=10**18))
+        refuse_full_disk(setting, 10**18)
 
 
 def test_a_student_is_told_which_encoder_it_lacks(run, tmp_path):
