@@ -4,7 +4,7 @@ import time
 
 from launch.run import Runner
 from launch.run import _compute as compute
-from ser import produce
+from ser.bill import bill as bill_of
 from ser.job import Job
 from ser.layers import layer_work
 from ser.setting import Setting
@@ -19,7 +19,7 @@ def layers_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     if not work:
         runner.record(title, 0, len(names), began)
         return
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     runner.display.say(f"{title}: the mean of every hidden state, stored once for all probes: {bill} on disk")
     compute(runner, setting, work, title)
     runner.record(title, len(work), 0, began, str(bill))

@@ -16,6 +16,7 @@ import yaml
 from launch.display import Display
 from launch.search import combinations, dev_value, keep_choice
 from ser import __version__, pin, produce
+from ser.bill import bill as bill_of
 from ser.checkpoint import write_json
 from ser.job import (
     Job,
@@ -149,6 +150,7 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
     if same and (page.is_file() or not with_page):
         runner.record("report" if with_page else "evaluate", 0, 1, began, str(page) if with_page else "")
         return
+    conditions_stage(runner, setting)
     if not same:
         from ser.evaluate import evaluate
 
@@ -163,6 +165,19 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
         began = time.perf_counter()
         runner.record("report", 1, 0, began, str(write_report(setting)))
         runner.lines[-1].seconds = time.perf_counter() - began
+
+
+def conditions_stage(runner: Runner, setting: Setting) -> None:
+    """Let every finished model hear the test rows under the conditions that the report asks for."""
+    from ser.conditions import answer_under, due
+
+    began, work = time.perf_counter(), due(setting)
+    if not work:
+        return
+    with runner.display.bar("conditions", unit="utt") as bar:
+        for item in work:
+            answer_under(setting, item, bar.update)
+    runner.record("conditions", len(work), 0, began, ", ".join(dict.fromkeys(item.name for item in work)))
 
 
 def write_run(recipe: Recipe) -> None:
@@ -224,7 +239,7 @@ def feature_stage(runner: Runner, setting: Setting) -> None:
     if not work:
         runner.record("features", 0, len(setting.recipe.features), began)
         return
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     runner.display.say(f"features {', '.join(setting.recipe.features)}: {bill}")
     _compute(runner, setting, work, "features")
     runner.record("features", len(work), 0, began, f"{bill.hours:.2f} h of audio, {bill.bytes / 1e6:.0f} MB")
@@ -264,7 +279,7 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
     for wave in levels(recipe):
         names = [name for name in wave if name in wanted]
         if last < STAGES.index("distill"):
-            names = [name for name in names if recipe.models[name].role == "teacher"]
+            names = [name for name in names if recipe.models[name].role in ("teacher", "encoder")]
         if not names:
             continue
         search_stage(runner, setting, names)
@@ -274,6 +289,10 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
             from launch.layers import layers_stage  # imports this module
 
             layers_stage(runner, setting, heard)
+        heard = {encoder for model in wanted for encoder in recipe.models[model].encoders}
+        encoders = [name for name in names if name in heard]
+        if encoders:
+            frames_stage(runner, setting, encoders)
         teachers = [name for name in names if name in read]
         if teachers and recipe.targets.source == "online":
             mode = ", in training mode (LEGACY)" if recipe.targets.mode == "train" else ""
@@ -366,10 +385,28 @@ def targets_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
     if not work:
         runner.record(title, 0, len(names), began)
         return
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     runner.display.say(
         f"targets: {len(setting.folds)} folds x {len(names)} teachers x {len(setting.train_views)} views: {bill}"
     )
+    _compute(runner, setting, work, title)
+    runner.record(title, len(work), 0, began, str(bill))
+
+
+def frames_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
+    """Store the frames of encoders over all folds; what they take on disk is printed before it starts."""
+    from ser.frames import frame_work, refuse_full_disk
+
+    began, recipe = time.perf_counter(), setting.recipe
+    jobs_of = [Job(fold, name, recipe.seeds_of(name)[0]) for name in names for fold in setting.folds]
+    work = [item for job in jobs_of for item in frame_work(setting, job)]
+    title = "frames " + ", ".join(names)
+    if not work:
+        runner.record(title, 0, len(names), began)
+        return
+    bill = bill_of(setting, work)
+    runner.display.say(f"frames of {', '.join(names)}, stored once for all that read them: {bill} on disk")
+    refuse_full_disk(setting, bill.bytes)
     _compute(runner, setting, work, title)
     runner.record(title, len(work), 0, began, str(bill))
 

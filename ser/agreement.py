@@ -69,6 +69,8 @@ def agree(recipe: Recipe, protocol: Protocol) -> None:
         )
     for name, entry in recipe.models.items():
         own, where = outputs(recipe, name), f"{recipe.name}: models.{name}"
+        if entry.role == "encoder":
+            continue
         if protocol.strictness == "STRICT" and getattr(entry.model, "pad_seconds", None) is not None:
             raise UserError(
                 "`pad_seconds` takes silence for speech, as some released code does: only strictness LEGACY may do that",
@@ -178,7 +180,7 @@ def check_dev(protocol: Protocol, entry: ModelRecipe, labels: Labels, fold: Fold
     Raises:
         UserError: Naming the metric and the fold.
     """
-    if entry.train is None or not is_chosen(protocol, entry):
+    if entry.train is None or entry.role == "encoder" or not is_chosen(protocol, entry):
         return
     metric = protocol.select_metric
     known = labels.classes[fold.dev] >= 0

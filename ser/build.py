@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,33 @@ from ser import exposure, online
 from ser.agreement import agree, check_dev, check_tuning, outputs
 from ser.checkpoint import write_json
 from ser.distributed import World
-from ser.inputs import complete, needs_of
+from ser.frames import frame_sizes
+from ser.inputs import needs_of
 from ser.job import Job, below, directory, train_config
 from ser.layers import layer_stores
-from ser.loss import Languages, Objective, Supervision
+from ser.loss import Languages, Objective, Supervision, Transcripts
 from ser.models import SERModel, build, load, load_meta
-from ser.models.config import ConvConfig
 from ser.models.fused import Fused
-from ser.models.probe import LAYERS, Probe
 from ser.models.projectors import Projectors
-from ser.models.prosodic import FrameModel
-from ser.produce import feature_stores, teacher_store
+from ser.models.speech import Speech
+from ser.models.streams import with_sizes
+from ser.normalising import NORMALISATION_ROWS, check_mel, fit_normalisation
+from ser.online import HAS_TEXT
+from ser.produce import stores_read, teacher_store
 from ser.protocol import Fold, Labels
-from ser.recipe import ModelRecipe, Recipe, TrainConfig
+from ser.recipe import ModelRecipe, TrainConfig
 from ser.setting import Setting, restricted, supervision
 from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from ser.start import encoder_parameters, start_encoder, text_source
 from shards import law
-from shards.batch import texts as transcripts
+from shards.batch import texts as transcripts_of
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.index import key_hash
-from shards.loader import Needs, load_slot
+from shards.loader import Needs
 from shards.plan import Plan, PlanConfig
-from shards.slots import Slot
 from shards.targets import PRESENT, TargetSource, TargetStore
 from shards.views import ViewPolicy, view_samples
-
-NORMALISATION_ROWS = 2000
 
 
 class Trainable(nn.Module):
@@ -117,17 +116,23 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     check_dev(setting.protocol, entry, setting.labels, fold)
     labels, labelled = supervision(setting, whole, job.model, config.class_weights)
     rows = fold.train if entry.data == "all" else labelled
+    known = dataset.bits[:] & HAS_TEXT != 0
+    if entry.role == "encoder":
+        # it learns from what was said, whether or not somebody has said how it felt
+        rows = fold.train[np.asarray(known)[fold.train]] if entry.objective else fold.train[:0]
     if job.part is not None:
         parts = parts_of(dataset, whole.train, entry.cross_fit, job.seed)
         rows = rows[parts[rows] != job.part]
-    if len(rows) == 0:
+    if len(rows) == 0 and (entry.role != "encoder" or entry.objective):
         raise UserError(
             f"no training utterance for {job}",
             where=setting.protocol.name,
-            hint="check `labelled` and the fold",
+            hint="an encoder learns from transcribed speech, and there is none"
+            if entry.role == "encoder"
+            else "check `labelled` and the fold",
         )
     check_mel(recipe, job.model)
-    features = {**feature_stores(setting), **layer_stores(setting, job)}
+    features = {**stores_read(setting, job), **layer_stores(setting, job)}
     sources = {name: _source(setting, job, name, rows) for name in entry.target_sources}
     model = _model(setting, job, rows, features)
     blank = copy.deepcopy(model)
@@ -135,14 +140,20 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     trainable = Trainable(model, projectors)
     scales = embedding_scales(setting, entry, sources, rows)
     languages = languages_of(setting, entry, rows)
+    transcripts = None
+    if isinstance(model, Speech) and model.alphabet is not None:
+        transcripts = Transcripts(np.asarray(known), model.alphabet)
     objective = Objective(
-        entry.objective, labels, sources, projectors, config.label_smoothing, scales, languages
+        entry.objective, labels, sources, projectors, config.label_smoothing, scales, languages, transcripts
     )
-    plan = _plan(setting, job, config, rows, labels)
+    needs = needs_of(model, features, sources)
+    needs = needs if transcripts is None else replace(needs, text=True)
+    # A pretrained encoder hears nothing here; its plan is never walked.
+    plan = _plan(setting, job, config, rows if len(rows) else fold.train, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
     heard = _exposure(setting, job, rows, model)
     return Ingredients(
-        setting, job, config, whole, fold.dev, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
+        setting, job, config, whole, fold.dev, rows, plan, total, needs, features, model, blank, trainable,
         encoder_parameters(model), objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
         sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
@@ -207,8 +218,10 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         name: load(model_directory(setting, below(recipe, job, name)))[0] for name in entry.components
     }
     source = text_source(entry.model)
-    texts = [t for t in transcripts(dataset, source, rows) if t]
-    if not texts and source != "text":
+    texts: list[str] | None = [t for t in transcripts_of(dataset, source, rows) if t]
+    if entry.role == "encoder" and not entry.objective:
+        texts = None  # a pretrained encoder that stays as it is has nothing to transcribe
+    elif not texts and source != "text":
         raise UserError(
             f"no training utterance has a transcript in {source}",
             where=f"models.{job.model}.model.text_from",
@@ -216,7 +229,8 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         )
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
-    model = build(entry.model, count, answers.dimensions, texts=texts, components=components)
+    shape = with_sizes(entry.model, frame_sizes(setting, job))
+    model = build(shape, count, answers.dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
     if isinstance(model, Fused) and model.config.mode == "product" and model.classes:
         known = supervision(setting, setting.folds[job.fold], job.model, "none")[0].classes[rows]
@@ -239,66 +253,6 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     return model
 
 
-def fit_normalisation(
-    model: SERModel, dataset: Dataset, rows: np.ndarray, features: dict[str, TargetStore], setting: Setting
-) -> None:
-    """Fit mean and deviation of the frames a model reads, over its training rows only (they are `fit` exposure)."""
-    if isinstance(model, Probe):
-        return _fit_states(model, features[LAYERS], rows, setting)
-    if not isinstance(model, FrameModel):
-        return
-    from ser.features.normalise import Moments
-
-    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
-    views = np.full(len(chosen), setting.train_views[0], np.int64)
-    needs = needs_of(model, features)
-    moments, whole = None, None
-    for start in range(0, len(chosen), 64):
-        slot = Slot(chosen[start : start + 64], views[start : start + 64])
-        frames, lengths = model.frames(complete(load_slot(dataset, slot, needs, setting.policy), model))
-        moments = (moments or Moments.empty(frames.shape[2])).add(frames, lengths)
-        if model.functionals is not None:
-            values = model.functionals.raw(frames, lengths)[:, None]
-            whole = (whole or Moments.empty(values.shape[2])).add(values, (lengths > 0).long())
-    assert moments is not None
-    if model.config.normalise in ("fitted", "level"):
-        fitted = moments.normaliser()
-        model.fit_normalisation(fitted.mean, fitted.deviation)
-    if model.functionals is not None and whole is not None:
-        fitted = whole.normaliser()
-        model.functionals.fit(fitted.mean, fitted.deviation)
-
-
-def _fit_states(model: Probe, store: TargetStore, rows: np.ndarray, setting: Setting) -> None:
-    """Mean and deviation of every hidden state over (a sample of) the training rows."""
-    chosen = np.sort(rows)[:: max(1, len(rows) // NORMALISATION_ROWS)]
-    views = np.full(len(chosen), setting.train_views[0], np.int64)
-    present = store.state(chosen, views) == PRESENT
-    states = np.asarray(store.read(chosen, views)[LAYERS], np.float64)[present]
-    mean, deviation = states.mean(0), states.std(0)
-    model.fit_normalisation(torch.from_numpy(mean).float(), torch.from_numpy(deviation).float())
-
-
-def check_mel(recipe: Recipe, name: str) -> None:
-    """Refuse a model that would hear other log-mels alone than the stored ones it is trained on."""
-    config, stored = recipe.models[name].model, recipe.features.get("mel")
-    if not isinstance(config, ConvConfig) or config.features != "stored":
-        return
-    if stored is None:
-        raise UserError(
-            f"{name} reads stored log-mels, and the recipe stores none",
-            where=recipe.name,
-            hint="add `features: {mel: {kind: mel}}`, or set the model's `features: online`",
-        )
-    given = ConvConfig(**stored.options).mel
-    other = {key: (value, given[key]) for key, value in config.mel.items() if value != given[key]}
-    if other:
-        says = ", ".join(f"{key} {a} (stored: {b})" for key, (a, b) in other.items())
-        raise UserError(
-            f"{name} and the stored log-mel differ: {says}", where=recipe.name, hint="make them agree"
-        )
-
-
 def model_directory(setting: Setting, job: Job) -> Any:
     """Where a finished training's model lies."""
     return directory(setting.recipe, job) / "model"
@@ -309,7 +263,15 @@ def _projectors(model: SERModel, entry: Any, sources: dict[str, TargetSource]) -
     for term in entry.objective:
         if term.loss == "embedding":
             output = next(o for o in sources[term.teacher].spec.outputs if o.name == "embedding")
-            sizes[term.teacher] = output.shape[0]
+            if term.projector == "linear":
+                sizes[term.teacher] = output.shape[0]
+            elif output.shape[0] != model.embedding_size:
+                raise UserError(
+                    f"the embedding of {term.teacher} has {output.shape[0]} numbers, the student's "
+                    f"{model.embedding_size}",
+                    where="objective",
+                    hint="`projector: none` needs embeddings of one size; leave it out, or make the sizes equal",
+                )
     return Projectors(model.embedding_size, sizes) if sizes else None
 
 
@@ -377,7 +339,7 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
     fold = restricted(setting, whole, job.model)
     own = exposure.Exposure(
         fit=exposure.of_rows(dataset, rows),
-        select=exposure.of_rows(dataset, fold.dev),
+        select=exposure.of_rows(dataset, fold.dev if len(rows) else fold.dev[:0]),
         unknown=tuple(model.hub_names),
     )
     teachers = {}

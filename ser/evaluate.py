@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ser import composite, facts, passes, scoring, subsets
+from ser import composite, conditions, facts, passes, scoring, subsets
 from ser.job import below, directory
 from ser.layout import check_layout
 from ser.models import load
@@ -75,6 +75,8 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "incomplete": incomplete,
         "repeated": _repeated(setting, any_model),
         "comparisons": _comparisons(setting, models | mixed, truths, speakers),
+        "conditions": conditions.told(setting, models, truths[OWN], speakers),
+        "encoders": facts.encoders(setting),
         "findings": [_finding(finding) for finding in facts.findings(setting, models)],
         "environment": _read(recipe.directory / "environment.json"),
         "recipe": recipe.dump(),
@@ -119,6 +121,7 @@ def describe(
         "train": train,
         "parameters": first.facts["parameters"]["total"],
         "trainable": first.facts["parameters"]["trainable"],
+        "encoder_parameters": {n: e["parameters"] for n, e in first.meta.get("encoders", {}).items()},
         "bytes": sum((first.folder / "model" / file).stat().st_size for file in first.facts["files"]),
         "speed": _speed(setting, first, model, speeds),
         "exposure": facts.exposure(setting, model),

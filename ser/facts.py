@@ -13,7 +13,8 @@ import numpy as np
 from ser import scoring
 from ser.agreement import check_tuning, tuned_in_test
 from ser.exposure import Exposure, Finding, check_student, of_rows, tuning
-from ser.job import Job, chosen_values
+from ser.finish import read_meta
+from ser.job import Job, chosen_values, directory, finished
 from ser.job import below as under
 from ser.leaks import inspect
 from ser.produce import teacher_store
@@ -74,6 +75,28 @@ def data(setting: Setting) -> dict[str, Any]:
         "synthetic": [corpus["corpus"] for corpus in out if corpus["synthetic"]],
         "restricted": restricted(x for corpus in out for x in corpus["licences"]),
     }
+
+
+def encoders(setting: Setting) -> dict[str, Any]:
+    """Encoders whose frames models read: what they are, how many numbers they have and what they have heard."""
+    out = {}
+    for name, entry in setting.recipe.models.items():
+        jobs = [Job(fold, name, setting.recipe.seeds_of(name)[0]) for fold in setting.folds]
+        there = [job for job in jobs if finished(setting, job)]
+        if entry.role != "encoder" or not there:
+            continue
+        told = read_meta(directory(setting.recipe, there[0]))
+        out[name] = {
+            "source": told["config"].get("name")
+            or f"{told['config']['config']['model_type']}, trained here by CTC",
+            "parameters": told["parameters"]["total"],
+            "size": told["skeleton"]["frame_size"],
+            "rate": told["skeleton"]["frame_rate"],
+            **entry.frames.model_dump(),
+            "unknown": told["meta"]["exposure"].get("unknown", []),
+            "read_by": [n for n in setting.recipe.models if name in setting.recipe.encoders_below(n)],
+        }
+    return out
 
 
 def _splits(setting: Setting) -> dict[str, np.ndarray]:
@@ -189,7 +212,8 @@ def declared_tuning(setting: Setting) -> dict[str, Any] | None:
 def licences(setting: Setting, models: dict[str, Model], name: str) -> dict[str, Any]:
     """Licences of what a model was trained on, its own data and those of every teacher below it."""
     own = {x for training in models[name].trainings.values() for x in training.meta["licences"]}
-    inherited: set[str] = set()
+    heard = [e for t in models[name].trainings.values() for e in t.meta.get("encoders", {}).values()]
+    inherited = {x for encoder in heard for x in encoder["licences"]}
     waiting = list(setting.recipe.models[name].needs)
     while waiting:
         other = waiting.pop()

@@ -13,6 +13,7 @@ from ser import checkpoint
 from ser.build import Ingredients
 from ser.distributed import World, barrier
 from ser.engine import Engine
+from ser.frames import encoder_facts
 from ser.infer import Answers, answer
 from ser.models import count_parameters, save
 
@@ -55,6 +56,14 @@ def finish(
     if world.main:
         save(model, folder / "model", meta)
     model.to(world.device).eval()
+    if x.setting.recipe.models[x.job.model].role == "encoder":
+        # it answers nothing: what it hears is stored as frames
+        if world.main:
+            checkpoint.write_json(folder / "DONE", {"model": "model/model.json"})
+            for path in folder.glob("best-*"):
+                path.unlink()
+        barrier(world)
+        return
     tables = []
     for split, rows in (("dev", x.fold.dev), ("test", x.fold.test)):
         answers = answer(
@@ -73,6 +82,7 @@ def finish(
 
 def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
     """What travels with a model: label space, scale, exposure, licences, protocol, sizes."""
+    encoders = encoder_facts(x.setting, x.job)
     return {
         "name": x.job.model,
         "run": x.setting.recipe.name,
@@ -87,7 +97,7 @@ def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
         "licences": x.licences,
         "parameters": count_parameters(model),
         "training": training,
-    }
+    } | ({"encoders": encoders} if encoders else {})
 
 
 def table_of(answers: Answers, split: str, keys: list[str]) -> pa.Table:
@@ -120,7 +130,7 @@ def write_predictions(path: Path, table: pa.Table) -> None:
 
 
 def read_predictions(path: Path, split: str) -> Answers:
-    """Answers of one split from a training's predictions."""
+    """Answers of one split from a training's predictions (or those under a condition)."""
     table = pq.read_table(path, filters=[("split", "=", split)])
 
     def stacked(name: str) -> np.ndarray | None:

@@ -15,7 +15,7 @@ from ser.distributed import World, gather_objects
 from ser.inputs import complete, needs_of
 from ser.models.base import ModelOutput, SERModel
 from shards.dataset import Dataset
-from shards.loader import Needs, load_slot
+from shards.loader import Batch, Needs, load_slot
 from shards.slots import Slot, sequential
 from shards.targets import TargetStore
 from shards.views import ViewPolicy, view_samples
@@ -87,7 +87,7 @@ def answer(
     finally:
         model.train(was_training)
     everyone = [part for rank in gather_objects(parts, world) for part in rank]
-    return _in_order(rows, everyone)
+    return in_order(rows, everyone)
 
 
 def inference_slots(
@@ -118,7 +118,11 @@ def answer_slot(
 ) -> Answers:
     """Answers for one slot."""
     batch = load_slot(dataset, slot, needs, policy)
-    output: ModelOutput = model(complete(batch.to(device), model))
+    return answers_of(model(complete(batch.to(device), model)), batch, embedding)
+
+
+def answers_of(output: ModelOutput, batch: Batch, embedding: bool) -> Answers:
+    """A model's output for a batch as plain numbers; what is not finite, or could not be read, says so in its state."""
     state = np.where(output.has_input.cpu().numpy(), 1, 2).astype(np.uint8)
     state[~batch.present.cpu().numpy()] = 3
 
@@ -142,7 +146,7 @@ def answer_slot(
     return Answers(np.asarray(batch.rows), logits, dimensions, vectors, state, [*batch.quarantined, *broken])
 
 
-def _in_order(rows: np.ndarray, parts: Sequence[Answers]) -> Answers:
+def in_order(rows: np.ndarray, parts: Sequence[Answers]) -> Answers:
     """Join slot answers and bring them into the order asked; a row missing or doubled is a bug of ours."""
     found = np.concatenate([part.rows for part in parts]) if parts else np.empty(0, np.int64)
     assert len(found) == len(rows), "every row is answered exactly once"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from shards.loader import Batch, Needs
 from shards.targets import TargetSource, TargetStore
@@ -15,6 +15,7 @@ class Reads(Protocol):
 
     inputs: frozenset[str]
     text_from: str
+    attached: dict[str, Any]
 
 
 def needs_of(
@@ -24,12 +25,11 @@ def needs_of(
 
     Args:
         model: Reads `model.inputs`.
-        features: Stored features of this run, by input name ("mel", "prosody").
+        features: Stored features of this run, by input name ("mel", "prosody", an encoder's).
         targets: Stored targets of teachers, by name.
     """
     stored = {name: features[name] for name in model.inputs if name in features}
-    frames = ("mel", "prosody", *FUNCTIONALS)
-    missing = {name for name in frames if name in model.inputs and name not in stored}
+    missing = {name for name in model.inputs if name not in stored and name not in ("waveform", "text")}
     return Needs(
         waveform="waveform" in model.inputs or bool(missing),
         text="text" in model.inputs,
@@ -56,4 +56,12 @@ def complete(batch: Batch, model: Reads) -> Batch:
             features={**batch.features, name: frames},
             feature_lengths={**batch.feature_lengths, name: lengths},
         )
+    for name, encoder in model.attached.items():
+        if name in model.inputs and name not in batch.features and len(batch):
+            frames, lengths = encoder(batch)
+            batch = replace(
+                batch,
+                features={**batch.features, name: frames},
+                feature_lengths={**batch.feature_lengths, name: lengths},
+            )
     return batch

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from ser.checkpoint import write_json
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
@@ -26,10 +24,6 @@ OPERATIONAL = {
     "workers", "zero_stage", "offload", "loader_workers", "threads", "log_every", "tensorboard", "checkpoint_every",
     "keep_checkpoints", "max_quarantined",
 }  # fmt: skip
-
-
-# Keys that say nothing at their default, and then stand in no identity.
-SILENT = {"rows", "teacher_fold", "source", "mode"}
 
 
 @dataclass(frozen=True, order=True)
@@ -142,7 +136,10 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
     return {
-        "model": _said(model, {"train", "search", "seeds", "keep", *_unset(model)}),
+        # `frames` and `layers` say what is stored of it afterwards
+        "model": model.model_dump(
+            mode="json", exclude={"train", "search", "seeds", "keep", "frames", "layers"}
+        ),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None
         else None,
@@ -154,22 +151,10 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
         "part": job.part,
         "views": setting.policy.hash(),
         "features": features_of(setting, job.model),
-        "targets": _said(recipe.targets) if model.target_sources else None,
+        "targets": recipe.targets.model_dump(mode="json") if model.target_sources else None,
         "teachers": {name: digest(identity(setting, below(recipe, job, name))) for name in model.needs},
         "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
     }
-
-
-def _said(config: BaseModel, never: Set[str] = frozenset()) -> dict[str, Any]:
-    """A configuration as JSON without `never`, and without those of `SILENT` that stand at their default."""
-    fields = type(config).model_fields
-    quiet = {key for key in SILENT & fields.keys() if getattr(config, key) == fields[key].default}
-    return config.model_dump(mode="json", exclude=set(never) | quiet)
-
-
-def _unset(model: ModelRecipe) -> set[str]:
-    """Keys that say nothing about a training: what is stored of it afterwards, and where its weights do not come from."""
-    return {"layers"} | (set() if model.encoder_from else {"encoder_from"})
 
 
 def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:

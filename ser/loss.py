@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ser import objectives
 from ser.models import ModelOutput
+from ser.models.alphabet import Alphabet
+from ser.models.base import DIMENSIONS
 from ser.models.projectors import Projectors
 from ser.recipe import Term
 from shards.loader import Batch
@@ -52,6 +54,14 @@ class Languages:
     of_teacher: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Transcripts:
+    """What a ctc term learns: (n,) bool rows with text, and the encoder's alphabet."""
+
+    known: np.ndarray
+    alphabet: Alphabet
+
+
 class Objective:
     """All terms of one training.
 
@@ -63,6 +73,7 @@ class Objective:
         smoothing: Label smoothing of the cross entropy.
         scales: Teacher -> mean and deviation (E,) of its embedding, for terms that standardise.
         languages: For terms whose weights are `language`.
+        transcripts: For a ctc term: which rows have text, and how text becomes character numbers.
     """
 
     def __init__(
@@ -74,15 +85,17 @@ class Objective:
         smoothing: float = 0.0,
         scales: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         languages: Languages | None = None,
+        transcripts: Transcripts | None = None,
     ):
+        self.transcripts = transcripts
         self.supervision, self.sources = supervision, sources
         self.projectors, self.smoothing, self.scales = projectors, smoothing, scales or {}
         self.languages = languages
         self.terms = {term.name: term for term in terms}
         self.row_terms = {name: t for name, t in self.terms.items() if t.loss != "ccc" or t.scope == "slot"}
-        # CCC terms mix the rated dimensions evenly: one that nobody rated must not shrink the others
-        rated = torch.from_numpy(np.isfinite(supervision.dimensions).any(0)).double()
-        self.mix = rated / rated.sum().clamp_min(1)
+        self.mixes = {
+            name: _mix(term, supervision) for name, term in self.terms.items() if term.loss == "ccc"
+        }
         self.step_ccc = {name: t for name, t in self.terms.items() if t.loss == "ccc" and t.scope == "step"}
 
     def totals(self, slots: Sequence[Slot]) -> dict[str, float]:
@@ -99,6 +112,9 @@ class Objective:
             return self._class_weight(rows)
         if term.loss == "ccc":
             return np.any(np.isfinite(self.supervision.dimensions[rows]), axis=1).astype(np.float64)
+        if term.loss == "ctc":
+            assert self.transcripts is not None
+            return self.transcripts.known[rows].astype(np.float64)
         present = [self.sources[name].state(rows, views) == PRESENT for name in term.sources]
         return np.any(np.array(present) & self._asked(term, rows), axis=0) * self._taught(term, rows)
 
@@ -149,7 +165,7 @@ class Objective:
         loss = (
             sum(
                 part.float().sum()
-                for part in (output.logits, output.dimensions, output.embedding)
+                for part in (output.logits, output.dimensions, output.embedding, output.tokens)
                 if part is not None
             )
             * 0.0
@@ -173,7 +189,9 @@ class Objective:
             if ccc_moments is None or not len(batch) or output.dimensions is None:
                 continue
             target, weight = self._dimension_labels(batch, output.dimensions.device)
-            gradient = objectives.ccc_gradient(ccc_moments[name], output.dimensions, target, weight, self.mix)
+            gradient = objectives.ccc_gradient(
+                ccc_moments[name], output.dimensions, target, weight, self.mixes[name]
+            )
             loss = (
                 loss
                 + term.weight * scale * objectives.ccc_surrogate(_wide(output.dimensions), gradient).sum()
@@ -209,7 +227,10 @@ class Objective:
         if term.loss == "ccc":
             assert output.dimensions is not None
             target, weight = self._dimension_labels(batch, device)
-            return objectives.ccc_slot(_wide(output.dimensions), target, weight, self.mix), present.float()
+            mix = self.mixes[term.name]
+            return objectives.ccc_slot(_wide(output.dimensions), target, weight, mix), present.float()
+        if term.loss == "ctc":
+            return self._ctc(output, batch, present)
         taught = torch.from_numpy(self._taught(term, batch.rows) > 0).to(device)
         answered = {name: batch.target_present[name].to(device) & present & taught for name in term.sources}
         if term.loss == "multi_kl":
@@ -227,8 +248,10 @@ class Objective:
                 "sum" if term.reduction == "batchmean" else "mean",
             )
         elif term.loss == "embedding":
-            assert self.projectors is not None
-            projected = _wide(self.projectors(output.embedding)[name])
+            projected = _wide(output.embedding)
+            if term.projector == "linear":
+                assert self.projectors is not None
+                projected = _wide(self.projectors(output.embedding)[name])
             said = target["embedding"].to(device)
             if term.standardise:
                 mean, deviation = (part.to(device) for part in self.scales[name])
@@ -238,6 +261,19 @@ class Objective:
             assert output.dimensions is not None
             values = (_wide(output.dimensions) - target["dimensions"].to(device)).square().mean(1)
         return values, weights
+
+    def _ctc(self, output: ModelOutput, batch: Batch, present: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.transcripts is not None and output.tokens is not None and output.token_lengths is not None
+        texts = batch.text or [None] * len(batch)
+        numbers, counts = self.transcripts.alphabet(texts)
+        known = torch.from_numpy(self.transcripts.known[batch.rows]).to(present)
+        values = objectives.ctc(
+            _wide(output.tokens),
+            output.token_lengths,
+            numbers.to(present.device),
+            counts.to(present.device),
+        )
+        return values, (known & present).float()
 
     def _multi_kl(
         self, term: Term, output: ModelOutput, batch: Batch, answered: Mapping[str, Tensor]
@@ -266,8 +302,22 @@ class Objective:
     def ccc_value(self, ccc_moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Value of each step-wide CCC term, for the log."""
         return {
-            name: objectives.ccc_loss_from_moments(value, self.mix) for name, value in ccc_moments.items()
+            name: objectives.ccc_loss_from_moments(value, self.mixes[name])
+            for name, value in ccc_moments.items()
         }
+
+
+def _mix(term: Term, supervision: Supervision) -> Tensor:
+    """(3,) float64 weights of the dimensions in a CCC term, which sum to 1.
+
+    Those of the recipe (`mix`), else even ones; over the rated dimensions alone, because one that nobody rated must not
+    shrink the others.
+    """
+    rated = torch.from_numpy(np.isfinite(supervision.dimensions).any(0)).double()
+    if term.mix is not None:
+        rated = rated * torch.tensor([term.mix.get(name, 0.0) for name in DIMENSIONS], dtype=torch.float64)
+    total = rated.sum()
+    return rated / total if total > 0 else rated
 
 
 def _wide(values: Tensor) -> Tensor:

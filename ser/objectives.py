@@ -331,3 +331,22 @@ def product_of_experts(logits: Tensor, present: Tensor, log_prior: Tensor) -> Te
     total = torch.where(here, F.log_softmax(logits, dim=-1), 0.0).sum(0)
     extra = here.sum(0).to(total) - 1
     return F.log_softmax(total - extra * log_prior.to(total), dim=-1)
+
+
+def ctc(scores: Tensor, lengths: Tensor, characters: Tensor, counts: Tensor) -> Tensor:
+    """Connectionist temporal classification, a character (Graves et al. 2006, equation 8): -log p(text | frames) / S.
+
+    Args:
+        scores: (B, T, V) unnormalised scores, the blank is number 0. lengths: (B,) true frames.
+        characters: (B, S) numbers from 1 on. counts: (B,) characters.
+
+    Returns:
+        (B,) losses in nats a character; 0 for a row without characters or with too few frames to say them all.
+    """
+    log_p = F.log_softmax(scores, dim=-1).transpose(0, 1)
+    possible = (counts > 0) & (lengths > 0)
+    # A row without frames or text still needs a valid shape; its loss is dropped.
+    total = F.ctc_loss(
+        log_p, characters, lengths.clamp_min(1), counts, blank=0, reduction="none", zero_infinity=True
+    )
+    return torch.where(possible, total / counts.clamp_min(1), 0.0)

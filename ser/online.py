@@ -50,7 +50,7 @@ def ask(setting: Setting, job: Job, seed: int = 0) -> "OnlineTargets":
     """The finished training `job` as an online source, as the recipe's `targets` say; `seed` is the student's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return OnlineTargets(
-        load(directory(setting.recipe, job) / "model")[0].to(device), setting.dataset, setting.policy, produce.feature_stores(setting),
+        load(directory(setting.recipe, job) / "model")[0].to(device), setting.dataset, setting.policy, produce.stores_read(setting, job),
         produce.teacher_spec(setting, job), setting.recipe.targets.mode == "train", seed,
     )  # fmt: skip
 

@@ -119,6 +119,10 @@ def predict(
         raise UserError(
             f"classical models on {', '.join(missing)} predict inside a run only", where=model_folder
         )
+    if meta.get("encoders"):
+        from ser.frames import attach
+
+        attach(model, find_model(model_folder), meta)
     model.to(device).eval()
     classes = meta.get("classes", [])
     for pieces in _groups(find_audio(paths), window):

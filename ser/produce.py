@@ -86,6 +86,9 @@ def kinds_read(recipe: Recipe, config: Any) -> set[str]:
         return {kind for part in parts for kind in kinds_read(recipe, part)}
     if config.kind == "classical":
         return {config.features}
+    if config.kind == "tcgru":
+        mel = {"mel" if config.features == "stored" else "mel on the spot"}
+        return mel if "mel" in config.streams else set()
     if config.kind == "conv":
         return {"mel" if config.features == "stored" else "mel on the spot"}
     return {"prosody"} if config.kind == "prosodic" else set()
@@ -94,7 +97,8 @@ def kinds_read(recipe: Recipe, config: Any) -> set[str]:
 def features_of(setting: Setting, name: str) -> dict[str, Any]:
     """What the features that model `name` reads are: the extractors' version and the fingerprints of stored ones, by kind."""
     recipe = setting.recipe
-    return {
+    frames = {encoder: recipe.models[encoder].frames.model_dump() for encoder in recipe.encoders_below(name)}
+    return frames | {
         kind: {
             "version": FEATURE_VERSION,
             "stored": {
@@ -157,6 +161,13 @@ def feature_stores(setting: Setting) -> dict[str, TargetStore]:
     }
 
 
+def stores_read(setting: Setting, job: Job) -> dict[str, TargetStore]:
+    """Stored features and encoders' frames that a training may read, by name."""
+    from ser.frames import frame_stores
+
+    return feature_stores(setting) | frame_stores(setting, job)
+
+
 def teacher_store(setting: Setting, job: Job) -> TargetStore:
     """Stored targets of a finished teacher, opened; a fingerprint that does not fit is refused by field."""
     return TargetStore.open(setting.dataset, expect=teacher_spec(setting, job))
@@ -179,19 +190,6 @@ class Work:
     shard: int
     view: int
     rows: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Bill:
-    """What a set of work costs: shown before it starts."""
-
-    units: int
-    answers: int
-    hours: float
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.units} units, {self.answers:,} answers, {self.hours:.2f} h of audio, {self.bytes / 1e6:.1f} MB"
 
 
 def wanted_by_view(setting: Setting) -> dict[int, np.ndarray]:
@@ -258,36 +256,6 @@ def _refuse_unreadable(setting: Setting, store: TargetStore, wanted: dict[int, n
     refuse_share(setting.recipe, int(bad.sum()), int(every.sum()), keys, store.spec.teacher)
 
 
-def bill(setting: Setting, work: Sequence[Work]) -> Bill:
-    """Cost of some work, from the index alone."""
-    answers, samples, size = 0, 0, 0
-    specs: dict[Any, TargetSpec] = {}
-    for item in work:
-        for name, rows in item.rows.items():
-            key = (item.teacher, name)
-            if key not in specs:
-                specs[key] = _spec_of(setting, item, name)
-            seconds = int(setting.dataset.samples[rows].sum()) / SAMPLE_RATE
-            framed = item.teacher is None and setting.recipe.features[name].kind not in FUNCTIONALS
-            frames = seconds * 100 if framed else len(rows)
-            size += int(sum(o.width * o.numpy.itemsize for o in specs[key].outputs) * frames)
-            answers += len(rows)
-        widest = max(item.rows.values(), key=len)
-        samples += int(setting.dataset.samples[widest].sum())
-    return Bill(len(work), answers, samples / SAMPLE_RATE / 3600, size)
-
-
-def _spec_of(setting: Setting, item: Work, name: str) -> TargetSpec:
-    """What one store of a unit is."""
-    if item.teacher is None:
-        return feature_spec(setting, name)
-    if name == item.teacher.model:
-        return teacher_spec(setting, item.teacher)
-    from ser.layers import layer_spec  # imports this module
-
-    return layer_spec(setting, item.teacher)
-
-
 # -- how a unit is computed ------------------------------------------------------------------------------------------
 
 
@@ -305,6 +273,10 @@ def compute(recipe: Recipe, work: Work) -> Done:
     setting = open_setting(recipe)
     if work.teacher is None:
         return _features(setting, work)
+    if recipe.models[work.teacher.model].role == "encoder":
+        from ser.frames import compute_frames  # imports this module
+
+        return compute_frames(setting, work)
     if work.teacher.model in work.rows:
         return _targets(setting, work)
     from ser.layers import compute_layers  # imports this module
@@ -353,7 +325,7 @@ def _targets(setting: Setting, work: Work) -> Done:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _teacher(str(directory(setting.recipe, work.teacher) / "model"), spec.fingerprint, str(device))
     assert not model.training
-    stored = {key: value for key, value in feature_stores(setting).items() if key in model.inputs}
+    stored = {key: value for key, value in stores_read(setting, work.teacher).items() if key in model.inputs}
     needs = needs_of(model, stored)
     slots = inference_slots(
         setting.dataset,

@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 
 from ser.layout import Depth, Grid, Subset, Trained
 from ser.models.config import AcousticConfig, ModelConfig, ProbeConfig
+from ser.models.streams import encoders_read
 from ser.resolve import RECIPES, find, resolve
+from ser.stored import FeatureConfig, FramesConfig, TargetsConfig
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
@@ -25,7 +27,9 @@ from shards.utterance import Utterance
 
 FIELD = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
 
-__all__ = ["RECIPES", "OptimizerConfig", "Recipe", "Term", "TrainConfig", "find", "load"]
+__all__ = [
+    "RECIPES", "FeatureConfig", "FramesConfig", "OptimizerConfig", "Recipe", "TargetsConfig", "Term", "TrainConfig", "find", "load",
+]  # fmt: skip
 
 
 class TranscriptsConfig(Strict):
@@ -67,7 +71,8 @@ class ModelRecipe(Strict):
     """One model of the experiment.
 
     Attributes:
-        role: teacher (its targets are stored), student, baseline (no teacher), control (must not work).
+        role: teacher (its targets are stored), student, baseline (no teacher), control (must not work), encoder (hears
+            speech once and for all: its frames are stored, and other models read them as an input).
         data: Which training utterances take part: those whose label shows, or all.
         label_from: Overrides the protocol's `label_from` for the training labels (a ceiling with clean labels, say).
         labelled: Overrides the protocol's `labelled` (1.0 shows every training label).
@@ -79,13 +84,16 @@ class ModelRecipe(Strict):
             checkpoint take these rows alone; targets, predictions and scores are of all rows. Empty is all.
         teacher_fold: LEGACY: take every teacher from this fold's training, whatever fold this model is tested on.
         keep: Dotted train keys that no chosen value replaces; `load` names here what a variant or an override gave.
-        seeds: Seeds of this model; None takes the recipe's (teachers: only its first).
+        seeds: Seeds of this model; None takes the recipe's (teachers and encoders: only its first).
+        frames: Of an encoder: which of its frames are stored, once some model's `streams` name it.
         layers: Of an acoustic model: store the mean of every hidden state, for probes (`ser.layers`).
         encoder_from: An acoustic model of this recipe whose encoder's weights this one's encoder starts with; one with
             fewer layers takes the first ones.
     """
 
-    role: Literal["teacher", "student", "baseline", "control"]
+    LATER: ClassVar[frozenset[str]] = frozenset({"rows", "teacher_fold", "frames", "layers", "encoder_from"})
+
+    role: Literal["teacher", "student", "baseline", "control", "encoder"]
     model: ModelConfig
     objective: list[Term] = []
     train: TrainConfig | None = None
@@ -99,6 +107,7 @@ class ModelRecipe(Strict):
     teacher_fold: str | None = None
     keep: list[str] = []
     seeds: list[int] | None = None
+    frames: FramesConfig = FramesConfig()
     layers: bool = False
     encoder_from: str | None = None
 
@@ -116,7 +125,7 @@ class ModelRecipe(Strict):
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the models that must be trained (and, for terms, have targets) before this one."""
-        names = list(self.components)
+        names = [*self.components, *self.encoders]
         names += [self.model.encoder] if isinstance(self.model, ProbeConfig) else []
         names += [self.encoder_from] if self.encoder_from else []
         for term in self.objective:
@@ -124,50 +133,38 @@ class ModelRecipe(Strict):
         return tuple(names)
 
     @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders whose frames it reads itself (those of trained components are the components')."""
+        return encoders_read(self.model)
+
+    @property
     def target_sources(self) -> tuple[str, ...]:
         """Names of the teachers whose stored targets the objective reads."""
         return tuple(dict.fromkeys(name for term in self.objective for name in term.sources))
 
 
-class FeatureConfig(Strict):
-    """A stored feature: computed once a view, memory-mapped while training.
-
-    `mel` and `prosody` are frames of every view; `egemaps` and `mfcc` are functionals of the clean utterance alone,
-    for classical models.
-    """
-
-    kind: Literal["mel", "prosody", "egemaps", "mfcc"]
-    options: dict[str, Any] = {}
-    dtype: Literal["float32", "float16"] = "float32"
-
-
-class TargetsConfig(Strict):
-    """What is stored of each teacher, and how the inference batches are cut (part of the fingerprint).
+class Comparison(Strict):
+    """A row of the report's comparison table: system minus reference on one metric.
 
     Attributes:
-        source: stored (each teacher answers once, beside the shards) or online (it is asked at every step).
-        mode: Of the teachers: eval, or train (LEGACY: their dropout is on, as in some released code; online alone).
+        published: What a paper says of the same pair, as a relative gain (0.79 is 79 %); the report then shows the
+            relative gain measured here beside it.
+        source: Where the paper says so.
     """
 
-    slot_seconds: float = Field(default=120, gt=0)
-    embedding: bool = True
-    dtype: Literal["float32", "float16"] = "float32"
-    source: Literal["stored", "online"] = "stored"
-    mode: Literal["eval", "train"] = "eval"
-
-    @model_validator(mode="after")
-    def _mode_fits(self) -> "TargetsConfig":
-        if self.mode == "train" and self.source == "stored":
-            raise ValueError("mode train draws other answers at every step: it needs `source: online`")
-        return self
-
-
-class Comparison(Strict):
-    """A row of the report's comparison table: system minus reference on one metric."""
+    LATER: ClassVar[frozenset[str]] = frozenset({"published", "source"})
 
     system: str
     reference: str
     metric: str = "ua"
+    published: float | None = None
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _sourced(self) -> "Comparison":
+        if self.published is not None and not self.source:
+            raise ValueError("a `published` number needs its `source`")
+        return self
 
 
 class Composite(Strict):
@@ -186,6 +183,8 @@ class ReportConfig(Strict):
     """What the report compares, and which reference labels it scores against besides the protocol's.
 
     Attributes:
+        conditions: Name -> view policy under which the test rows are heard once more by every model, for example
+            {snr5: {noise: synthetic, snr_db: [5, 5]}}; what is not named of it is off.
         compare: Rows of the comparison table; a composite may stand there like a model.
         composites: Name to systems made of several models, FT-Mono for instance.
         group_metrics: Metrics of the tables by group besides the headline.
@@ -196,6 +195,9 @@ class ReportConfig(Strict):
         trained: A score beside the parameters that training moves.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"conditions"})
+
+    conditions: dict[str, dict[str, Any]] = {}
     compare: list[Comparison] = []
     composites: dict[str, Composite] = {}
     group_metrics: list[str] = []
@@ -278,7 +280,13 @@ class Recipe(Strict):
                 raise ValueError(
                     f"models.{name} is classical: it is fitted at once, without train and objective"
                 )
-            if model.train is None and not model.components and not model.classical:
+            self._encoders_fit(name)
+            if (
+                model.train is None
+                and not model.components
+                and not model.classical
+                and model.role != "encoder"
+            ):
                 raise ValueError(f"models.{name} is neither trained nor made of other models")
             for other in model.needs:
                 if self.models[other].classical:
@@ -295,6 +303,11 @@ class Recipe(Strict):
                         f"models.{name}.objective.{number}: an embedding term needs stored embeddings: "
                         "set targets.embedding=true, or leave the term out"
                     )
+        for name in self.report.conditions:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == "clean":
+                raise ValueError(
+                    f"report.conditions.{name}: a name is [A-Za-z0-9_-]{{1,40}}, and clean is there anyway"
+                )
         self.order()
         return self
 
@@ -321,6 +334,51 @@ class Recipe(Strict):
                 raise ValueError(
                     f"models.{name} needs {other}, a probe: it reads stored states, so it is neither teacher nor component"
                 )
+
+    def _encoders_fit(self, name: str) -> None:
+        """Refuse encoders that are none, or that would be used as something else."""
+        model = self.models[name]
+        if (model.role == "encoder") != (model.model.kind == "speech"):
+            raise ValueError(
+                f"models.{name}: role encoder and kind speech belong together, not {model.role} and {model.model.kind}"
+            )
+        losses = {term.loss for term in model.objective}
+        if (model.role == "encoder" and losses - {"ctc"}) or (model.role != "encoder" and "ctc" in losses):
+            raise ValueError(f"models.{name}.objective: an encoder learns by ctc, and nothing else does")
+        if model.role == "encoder":
+            if model.train is None and getattr(model.model, "name", None) is None:
+                raise ValueError(
+                    f"models.{name}: nothing trains its random weights: give `objective: [{{loss: ctc}}]` and `train`, "
+                    "or the name of a pretrained encoder"
+                )
+            if model.train is not None and model.train.patience is not None:
+                raise ValueError(
+                    f"models.{name}.train.patience: an encoder is not chosen by a dev metric; leave it out"
+                )
+            if model.cross_fit:
+                raise ValueError(f"models.{name}.cross_fit: an encoder is heard by all copies; set it to 0")
+        for other in model.needs:
+            if (self.models[other].role == "encoder") != (other in model.encoders):
+                raise ValueError(
+                    f"models.{name} names {other}, "
+                    + (
+                        "no encoder (role: encoder)"
+                        if other in model.encoders
+                        else "an encoder, as something else"
+                    )
+                    + ": encoders are read as `streams`, other models as components or teachers"
+                )
+        if model.cross_fit and self.encoders_below(name):
+            raise ValueError(
+                f"models.{name}.cross_fit: its copies would hear the part they must not know through the encoder "
+                f"{self.encoders_below(name)[0]}; set models.{name}.cross_fit=0"
+            )
+
+    def encoders_below(self, name: str) -> tuple[str, ...]:
+        """Names of all encoders whose frames a model reads, through trained components too."""
+        model = self.models[name]
+        parts = [encoder for other in model.components for encoder in self.encoders_below(other)]
+        return tuple(dict.fromkeys([*model.encoders, *parts]))
 
     def _components_fit(self, name: str) -> None:
         """Refuse experts that nobody trains, and cross-fitting that would not hold."""
@@ -395,7 +453,7 @@ class Recipe(Strict):
         model = self.models[name]
         if model.seeds is not None:
             return model.seeds
-        return self.seeds[:1] if model.role == "teacher" else self.seeds
+        return self.seeds[:1] if model.role in ("teacher", "encoder") else self.seeds
 
     @property
     def directory(self) -> Path:

@@ -110,7 +110,9 @@ def collect(setting: Setting) -> tuple[dict[str, Model], dict[str, list[str]]]:
     """
     found: dict[str, Model] = {}
     incomplete: dict[str, list[str]] = {}
-    for name in setting.recipe.models:
+    for name, entry in setting.recipe.models.items():
+        if entry.role == "encoder":
+            continue  # it answers nothing by itself
         seeds, missing = [], []
         for seed in setting.recipe.seeds_of(name):
             lost = [
@@ -146,8 +148,17 @@ def _model(setting: Setting, name: str, seeds: list[int], missing: list[str]) ->
     return Model(name, seeds, trainings, dev if len(dev.rows) else None, test, missing)
 
 
+def under(setting: Setting, model: Model, file: str) -> System:
+    """A model's answers for the test rows from other files of its trainings (`ser.conditions`)."""
+    return _system(setting, model.trainings, model.seeds, "test", file)
+
+
 def _system(
-    setting: Setting, trainings: dict[tuple[str, int], Training], seeds: list[int], split: str
+    setting: Setting,
+    trainings: dict[tuple[str, int], Training],
+    seeds: list[int],
+    split: str,
+    file: str = "predictions.parquet",
 ) -> System:
     """Answers of all seeds over all folds, in the order of the folds' rows."""
     rows = [getattr(fold, split) for fold in setting.folds.values()]
@@ -156,7 +167,7 @@ def _system(
     for seed in seeds:
         parts = []
         for fold, wanted in zip(setting.folds, rows, strict=True):
-            path = trainings[fold, seed].folder / "predictions.parquet"
+            path = trainings[fold, seed].folder / file
             parts.append(_aligned(read_predictions(path, split), wanted, path))
         by_seed.append(parts)
     state = np.stack([np.concatenate([part.state for part in parts]) for parts in by_seed])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ser.frames import attach
 from ser.inputs import complete, needs_of
 from ser.models import load
 from ser.models.probe import LAYERS
@@ -38,7 +39,9 @@ def real_time_factor(
     Returns:
         factor (0.01 is a hundred times faster than speech), and how it was measured.
     """
-    model = load(folder)[0] if encoder is None else _Probed(load(encoder)[0], load(folder)[0])
+    model, meta = load(folder)
+    attach(model, folder, meta)
+    model = model if encoder is None else _Probed(load(encoder)[0], model)
     order = rows[np.argsort(np.asarray(setting.dataset.samples)[rows], kind="stable")]
     middle = max(0, (len(order) - UTTERANCES) // 2)
     chosen = np.sort(order[middle : middle + UTTERANCES])
@@ -73,6 +76,7 @@ class _Probed:
         self.encoder, self.probe = encoder, probe
         self.inputs: frozenset[str] = encoder.inputs
         self.text_from: str = encoder.text_from
+        self.attached: dict[str, Any] = encoder.attached
 
     def __call__(self, batch: Any) -> Any:
         states = self.encoder.layer_pooled(batch)

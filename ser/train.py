@@ -170,7 +170,7 @@ def evaluate(
     x: Ingredients, engine: Engine, state: checkpoint.State, folder: Path, world: World, events: Events | None
 ) -> None:
     """Score the dev set, where there is one; keep the weights when they are the best so far."""
-    if not len(x.choosing):
+    if not len(x.choosing) or x.setting.recipe.models[x.job.model].role == "encoder":
         return
     answers = answer(
         x.model, x.dataset, x.choosing, policy=x.policy, features=x.features,

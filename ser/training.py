@@ -1,7 +1,7 @@
 """Keys of one training: how long, in what batches, by which optimizer, and the terms of its objective."""
 
 import re
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -93,6 +93,8 @@ MEANS_SOMETHING_FOR = {
     "weights": ("multi_kl",),
     "tau": ("multi_kl",),
     "scope": ("ccc",),
+    "mix": ("ccc",),
+    "projector": ("embedding",),
     "rows": ("kl", "multi_kl", "embedding", "dimensions"),
 }
 
@@ -103,14 +105,18 @@ class Term(Strict):
     `cross_entropy` and `ccc` learn from labels; `kl`, `embedding`, `multi_kl` and `dimensions` from stored targets of
     the named teacher(s), with `rows: unlabelled` only where no label shows. `standardise` takes mean and deviation over
     the training rows out of a teacher's embedding first (raw embeddings share a large direction that a cosine rewards
-    for nothing). `scope: slot` computes CCC per micro-batch as some released code does (LEGACY).
+    for nothing). `scope: slot` computes CCC per micro-batch as some released code does (LEGACY). `mix` weighs the
+    dimensions of a CCC (alpha, beta, 1 - alpha - beta of Mitra et al. 2022); without it they count alike. `projector:
+    none` compares embeddings of one size as they are. `ctc` teaches an encoder to transcribe (Graves et al. 2006).
 
     `weights` of multi_kl: `cosine` (softmax of the cosine of student and teacher logits over `tau`, each utterance on its
     own: Bijoy et al. 2025, equation 1), `batch_cosine` (of the batch's mean cosine, as their released code; LEGACY),
     `uniform`, `language` (the teacher of the utterance's own language alone: an oracle that needs the language).
     """
 
-    loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions"]
+    LATER: ClassVar[frozenset[str]] = frozenset({"mix", "projector"})
+
+    loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions", "ctc"]
     weight: float = Field(default=1.0, ge=0)
     teacher: str | None = None
     teachers: list[str] = []
@@ -123,6 +129,8 @@ class Term(Strict):
     scope: Literal["step", "slot"] = "step"
     rows: Literal["all", "unlabelled"] = "all"
     standardise: bool = False
+    mix: dict[Literal["valence", "arousal", "dominance"], Annotated[float, Field(ge=0)]] | None = None
+    projector: Literal["linear", "none"] = "linear"
 
     @model_validator(mode="after")
     def _teachers_named(self) -> "Term":
@@ -134,6 +142,8 @@ class Term(Strict):
             # a resolved recipe spells out every default, which says nothing
             if self.loss not in losses and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"`{key}` says nothing with loss {self.loss}, only with {', '.join(losses)}")
+        if self.mix is not None and abs(sum(self.mix.values()) - 1) > 1e-3:
+            raise ValueError(f"the weights of `mix` must sum to 1, not {sum(self.mix.values()):g}")
         return self
 
     @property

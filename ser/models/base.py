@@ -35,12 +35,16 @@ class ModelOutput(NamedTuple):
         dimensions: (B, 3) valence, arousal, dominance on the protocol's [0, 1] scale, or None.
         embedding: (B, E), what embedding distillation compares.
         has_input: (B,) bool, False where the model had nothing to answer from.
+        tokens: (B, T, V) character scores of every frame, the blank first; only of an encoder that learns to transcribe.
+        token_lengths: (B,) true frames of `tokens`.
     """
 
     logits: Tensor | None
     dimensions: Tensor | None
     embedding: Tensor
     has_input: Tensor
+    tokens: Tensor | None = None
+    token_lengths: Tensor | None = None
 
 
 class Heads(nn.Module):
@@ -78,10 +82,11 @@ class SERModel(nn.Module):
     """A model that hears or reads emotion.
 
     Attributes:
-        inputs: What it reads: "waveform", "mel", "prosody", "text".
+        inputs: What it reads: "waveform", "mel", "prosody", "text", and the names of encoders whose frames it reads.
         needs_equal_lengths: True where padding would change the answer; the caller then batches equal lengths.
         embedding_size: E.
         text_from: Where its texts come from: "text" or "extra.<name>".
+        attached: Encoders at hand by name, for frames that a batch does not bring (`ser.frames`); no part of the model.
     """
 
     text_from: str = "text"
@@ -92,6 +97,7 @@ class SERModel(nn.Module):
         super().__init__()
         self.config, self.classes, self.dimensions = config, int(classes), bool(dimensions)
         self.embedding_size = 0
+        self.attached: dict[str, Any] = {}
 
     def answer(self, batch: Inputs) -> ModelOutput:
         """Output for a batch of one row or more; what a kind of model implements."""
@@ -108,6 +114,8 @@ class SERModel(nn.Module):
             dimensions=None if out.dimensions is None else out.dimensions[:0],
             embedding=out.embedding[:0],
             has_input=out.has_input[:0],
+            tokens=None if out.tokens is None else out.tokens[:0],
+            token_lengths=None if out.token_lengths is None else out.token_lengths[:0],
         )
 
     def rows_of(self, batch: Inputs) -> int:

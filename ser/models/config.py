@@ -151,6 +151,17 @@ class EncoderConfig(AcousticConfig):
     layers: Literal["weighted", "last"] = "last"
 
 
+class SpeechConfig(AcousticConfig):
+    """An encoder whose frames other models read (role `encoder`): pretrained, or random and trained to transcribe.
+
+    It has no emotion heads. `freeze` is for its own training; afterwards nothing of it moves.
+    """
+
+    kind: Literal["speech"] = "speech"
+    layers: Literal["weighted", "last"] = "last"
+    freeze: Literal["none", "feature_encoder", "encoder"] = "none"
+
+
 class FrameConfig(HeadConfig):
     """A network over frame features: strided convolutions, residual blocks, an optional mixer over time, pooling.
 
@@ -249,6 +260,71 @@ class ConvConfig(FrameConfig):
     def mel(self) -> dict[str, Any]:
         """Options of the log-mel that this model hears."""
         return {"bands": self.bands, "low": self.low, "high": self.high, "floor": self.floor}
+
+
+class StreamConfig(_Config):
+    """One stream of frames.
+
+    Attributes:
+        size: Numbers a frame; None asks the encoder of that name (the log-mel's are its bands).
+        stack: So many frames side by side become one: 10 ms frames stacked by 2 keep step with encoders' 20 ms.
+        normalise: Before anything else, as in `FrameConfig`.
+        layer_norm: Normalise each (stacked) frame, so that no stream drowns another.
+    """
+
+    size: Positive | None = None
+    stack: Positive = 1
+    normalise: Literal["fitted", "utterance", "level", "none"] = "none"
+    layer_norm: bool = True
+
+
+class TCGRUConfig(HeadConfig):
+    """TC-GRU (Mitra et al. 2022, figure 1): a time convolution beside a bypass, GRU layers, an embedding layer.
+
+    Attributes:
+        streams: "mel" and names of encoders of the recipe, joined frame by frame.
+        bands, low, high, floor: Of the log-mel; stored features must be of the same.
+        features: "stored" asks the loader for the dataset's log-mel, "online" computes it from the waveform.
+        width: Channels of the convolution and of each GRU layer.
+        kernel: Of the convolution, odd.
+        layers: GRU layers, forward in time.
+        bypass: Without it the GRU hears the convolution alone.
+        embedding_activation: Of the embedding layer.
+    """
+
+    kind: Literal["tcgru"] = "tcgru"
+    streams: Annotated[dict[str, StreamConfig], Field(min_length=1)]
+    bands: Positive = 40
+    low: float = Field(20.0, ge=0)
+    high: float = Field(8000.0, gt=0, le=8000)
+    floor: float = Field(1e-10, gt=0)
+    features: Literal["stored", "online"] = "online"
+    width: Positive = 128
+    kernel: Positive = 3
+    layers: Positive = 2
+    bypass: bool = True
+    embedding: Positive = 128
+    embedding_activation: Literal["none", "tanh", "relu"] = "none"
+    dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _shape(self):
+        if self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd, so that a frame has as many neighbours before as after")
+        mel = self.streams.get("mel")
+        if mel is not None and mel.size not in (None, self.bands):
+            raise ValueError(f"the stream mel has {self.bands} bands, not {mel.size}")
+        return self
+
+    @property
+    def mel(self) -> dict[str, Any]:
+        """Options of the log-mel that this model hears."""
+        return {"bands": self.bands, "low": self.low, "high": self.high, "floor": self.floor}
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders whose frames it reads."""
+        return tuple(name for name in self.streams if name != "mel")
 
 
 class FusedConfig(HeadConfig):
@@ -353,6 +429,8 @@ ModelConfig = Annotated[
     | FusedConfig
     | ConvConfig
     | EncoderConfig
+    | SpeechConfig
+    | TCGRUConfig
     | ClassicalConfig
     | ProbeConfig,
     Field(discriminator="kind"),
@@ -377,5 +455,5 @@ def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model"
         raise UserError(
             "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
             where=where,
-            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical, probe; ser/models/config.py lists their keys",
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, speech, tcgru, probe, classical; ser/models/config.py lists their keys",
         ) from None

@@ -49,7 +49,7 @@ def build(
         UserError: The configuration or the checkpoint is wrong.
     """
     config = parse_config(config)
-    if classes < 0 or (classes == 0 and not dimensions):
+    if config.kind != "speech" and (classes < 0 or (classes == 0 and not dimensions)):
         raise UserError("a model needs classes, dimensions or both", where=f"{config.kind} model")
     return _make(config, classes, dimensions, texts=texts, components=components)
 
@@ -186,6 +186,14 @@ def _make(
         from ser.models.probe import Probe
 
         return Probe(config, classes, dimensions)
+    if config.kind == "tcgru":
+        from ser.models.tcgru import TCGRU
+
+        return TCGRU(config, classes, dimensions)
+    if config.kind == "speech":
+        from ser.models.speech import Speech
+
+        return Speech(config, texts, skeleton)
     if config.kind == "encoder":
         from ser.models.students import Encoder
 

@@ -11,11 +11,13 @@ from ser.report import figures, layout, words
 from ser.report.tables import (
     calibration_table,
     comparison_rows,
+    condition_tables,
     group_kinds,
     group_notes,
     group_tables,
     merged_findings,
     reference_names,
+    relative_rows,
     result_tables,
     sign_table,
 )
@@ -64,6 +66,9 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
         "subsets": layout.subset_tables(report),
         "repeated": layout.repeated_rows(report),
         "comparisons": comparisons,
+        "relative": relative_rows(report),
+        "conditions": condition_tables(report),
+        "encoders": report.get("encoders") or {},
         "difference_figures": [
             figures.differences(rows, m)
             for m in dict.fromkeys(row["metric"] for row in comparisons)
@@ -244,6 +249,10 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if report["dimensions"]:
         out.insert(3, ("Dimensions", ", ".join(report["dimensions"]) + ", on a scale from 0 to 1"))
+    for name, proxy in p.get("proxies", {}).items():
+        values = ", ".join(f"{own} = {value:g}" for own, value in proxy["values"].items())
+        told = f"{proxy['field']} stands for {name} ({values}): a proxy, nobody rated {name} here"
+        out.insert(4, ("Proxy", told))
     return out
 
 

@@ -35,7 +35,7 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                     "name": n,
                     "role": model["role"],
                     "kind": model_words(model),
-                    "parameters": words.count(model["parameters"]),
+                    "parameters": sizes(model),
                     "cells": [words.cell(scores["pooled"].get(m), m) for m in columns],
                     "means": [words.number(scores["mean_over_folds"].get(m), m) for m in columns],
                     "each": [
@@ -61,6 +61,54 @@ def result_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
+def sizes(model: dict[str, Any]) -> str:
+    """Parameters of a model, and apart from them those of the frozen encoders that it hears through."""
+    frozen = sum(model.get("encoder_parameters", {}).values())
+    return words.count(model["parameters"]) + (f" + {words.count(frozen)} frozen" if frozen else "")
+
+
+def relative_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Relative gains beside those that a paper states: what was measured here, the other one by its source."""
+    out = []
+    for row in report["comparisons"]:
+        if row.get("published") is None or row["against"] != "labels":
+            continue
+        values = row["result"]["values"] if row["result"] else None
+        gain = (values[0] - values[1]) / values[1] if values and values[1] and values[1] > 0 else None
+        out.append(
+            {
+                **row,
+                "first": words.number(values[0] if values else None, row["metric"]),
+                "second": words.number(values[1] if values else None, row["metric"]),
+                "gain": words.percent(gain),
+                "stated": words.percent(row["published"]),
+                "parameters": [
+                    sizes(report["models"][n]) if n in report["models"] else words.NONE
+                    for n in (row["system"], row["reference"])
+                ],
+            }
+        )
+    return out
+
+
+def condition_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Robustness: a table a metric, a row a model, a column a condition."""
+    told = report.get("conditions")
+    if not told:
+        return []
+    have = {m for rows in told["scores"].values() for scores in rows.values() for m in scores}
+    out = []
+    for metric in ("ccc_valence", "ccc_arousal", "ccc_dominance", "ccc", "ua"):
+        if metric in have:
+            rows = [
+                {"name": n, "cells": [words.cell(scores[c].get(metric), metric) for c in told["names"]]}
+                for n, scores in told["scores"].items()
+                if metric in scores["clean"]
+            ]
+            out.append({"metric": metric, "columns": told["names"], "rows": rows})
+    return out
+
+
 def model_words(model: dict[str, Any]) -> str:
     """What a model is and learns from, in a few words."""
     inputs = {
@@ -70,18 +118,19 @@ def model_words(model: dict[str, Any]) -> str:
         "text": "text",
         "layers": "hidden states",
     }
+    encoders = model.get("encoder_parameters", {})
+    inputs |= {name: f"frames of {name}" for name in encoders}
     parts = [" + ".join(str(inputs.get(i, i)) for i in model["inputs"])]
+    needs = [name for name in model["needs"] if name not in encoders]
     if model["kind"] == "composite":
-        parts.append(
-            f"for each {model['by'].removeprefix('extra.')} its own model: {', '.join(model['needs'])}"
-        )
+        parts.append(f"for each {model['by'].removeprefix('extra.')} its own model: {', '.join(needs)}")
     elif model["kind"] == "probe":
-        parts.append(f"probe of the frozen {model['needs'][0]}")
-    elif model["kind"] == "fused" and model["needs"]:
+        parts.append(f"probe of the frozen {needs[0]}")
+    elif model["kind"] == "fused" and needs:
         how = "made of" if model["objective"] else "product of"
-        parts.append(f"{how} {' and '.join(model['needs'])}")
-    elif model["needs"]:
-        parts.append("learns from " + " and ".join(model["needs"]))
+        parts.append(f"{how} {' and '.join(needs)}")
+    elif needs:
+        parts.append("learns from " + " and ".join(needs))
     if model["permuted"]:
         parts.append("targets permuted")
     if model["label_from"]:

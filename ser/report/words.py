@@ -43,6 +43,11 @@ def number(value: float | None, metric: str, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
+def percent(share: float | None) -> str:
+    """A relative gain in whole per cent, with its sign."""
+    return NONE if share is None else f"{100 * share:+.0f} %".replace("-", MINUS)
+
+
 def interval(score: dict[str, Any] | None, metric: str, signed: bool = False) -> str:
     """ "71.6 to 82.3", or nothing where there is no interval."""
     if not score or score.get("low") is None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ser import produce
+from ser.bill import bill as bill_of
 from ser.job import Job, directory, finished
 from ser.models import load
 from ser.recipe import Recipe
@@ -196,7 +197,7 @@ def test_the_bill_is_what_is_written(taught, answered):
     setting = setting_of(school(taught, str(taught / "dataset")))
     fold = setting.folds[FOLD]
     work = all_work(setting)
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     n, dev = len(fold.train), len(fold.dev)
     # text: every train and dev row once; sound: train in view 1 and dev clean; its copies share the training rows
     assert bill.units == len(work)
@@ -284,7 +285,7 @@ def test_stored_features_equal_those_computed_on_the_spot(tmp_path, tiny_dataset
     with pytest.raises(UserError, match="mel"):
         produce.feature_stores(setting)
     work = produce.feature_work(setting)
-    bill = produce.bill(setting, work)
+    bill = bill_of(setting, work)
     list(produce.serial(setting.recipe, work))
     assert produce.feature_work(setting) == []
     store = produce.feature_stores(setting)["mel"]
