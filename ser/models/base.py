@@ -81,6 +81,7 @@ class SERModel(nn.Module):
         inputs: What it reads: "waveform", "mel", "prosody", "text".
         needs_equal_lengths: True where padding would change the answer; the caller then batches equal lengths.
         embedding_size: E.
+        sequence_size: Channels of what `sequence` gives; 0 for a model without.
     """
 
     inputs: frozenset[str] = frozenset()
@@ -90,6 +91,15 @@ class SERModel(nn.Module):
         super().__init__()
         self.config, self.classes, self.dimensions = config, int(classes), bool(dimensions)
         self.embedding_size = 0
+        self.sequence_size = 0
+
+    def sequence(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states before pooling, for fusion that attends: (B, T, C), mask (B, T) and has_input (B,)."""
+        raise NotImplementedError
+
+    def unused_in_sequence(self) -> list[nn.Module]:
+        """Modules that `sequence` does not reach: they would have no gradient."""
+        return []
 
     def answer(self, batch: Inputs) -> ModelOutput:
         """Output for a batch of one row or more; what a kind of model implements."""

@@ -7,7 +7,16 @@ configuration written by `model_dump(mode="json")` parses back to an equal one.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
 from shards.errors import UserError
@@ -218,28 +227,52 @@ class ConvConfig(FrameConfig):
         return {"bands": self.bands, "low": self.low, "high": self.high, "floor": self.floor}
 
 
+class CrossConfig(_Config):
+    """How fusion in mode cross attends: layers, heads, and the width of the feed-forward part in multiples."""
+
+    layers: Positive = 1
+    heads: Positive = 4
+    widen: Positive = 2
+
+
 class FusedConfig(HeadConfig):
     """Several models as one.
 
     Attributes:
         mode: "product" adds log-posteriors of trained, frozen components and corrects for the class prior; "concat"
-            puts the embeddings side by side; "gated" mixes them by a learned softmax gate.
+            puts the embeddings side by side; "gated" mixes them by a learned softmax gate; "cross" lets the frames
+            and tokens of each component attend to those of the others, then mixes what they pool to by the same gate.
+        cross: Mode cross only: how it attends.
         components: Name to configuration; None where the built model is handed to `build`.
         frozen: Keep the components as they are (always so in "product").
         dimension_weights: Product only: "learned", or name to one weight or to one weight a dimension; None is equal.
-        modality_dropout: Concat and gated: chance that a component is left out of a row while training.
+        modality_dropout: All but product: chance that a component is left out of a row while training. With it above
+            0 the model is made to answer with any of its modalities missing.
     """
 
     kind: Literal["fused"] = "fused"
-    mode: Literal["product", "concat", "gated"] = "concat"
+    mode: Literal["product", "concat", "gated", "cross"] = "concat"
     components: dict[str, "ModelConfig | None"]
     frozen: bool = True
     dimension_weights: Literal["learned"] | dict[str, float | tuple[float, float, float]] | None = None
     modality_dropout: Probability = 0.0
     embedding: Positive | None = 256
+    cross: CrossConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_cross(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A key that says nothing in the other modes stays out of what identifies a training.
+        values = handler(self)
+        if values.get("cross") is None:
+            values.pop("cross", None)
+        return values
 
     @model_validator(mode="after")
     def _shape(self):
+        if self.cross is not None and self.mode != "cross":
+            raise ValueError(f"cross says nothing with mode {self.mode}")
+        if self.mode == "cross" and self.embedding and self.embedding % self.attends.heads:
+            raise ValueError(f"cross.heads {self.attends.heads} must divide embedding {self.embedding}")
         if len(self.components) < 2:
             raise ValueError("a fused model needs two components or more")
         for name in self.components:
@@ -254,6 +287,11 @@ class FusedConfig(HeadConfig):
         if isinstance(self.dimension_weights, dict) and set(self.dimension_weights) != set(self.components):
             raise ValueError("dimension_weights must name exactly the components")
         return self
+
+    @property
+    def attends(self) -> CrossConfig:
+        """How mode cross attends, defaults filled in."""
+        return self.cross or CrossConfig()
 
 
 class ClassicalConfig(_Config):
