@@ -1,4 +1,4 @@
-"""How fast a trained model answers on one CPU thread: a quick figure for the report, no benchmark.
+"""How fast a trained model answers on one CPU thread, and how many multiply-accumulates that takes: no benchmark.
 
 The audio is decoded beforehand; features are computed inside the clock. One utterance at a time, the best of a few
 passes, so that a busy machine disturbs it little.
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ser.inputs import complete, needs_of
+from ser.macs import HOW, count_macs
 from ser.models import load
 from ser.setting import Setting
 from shards.batch import load_slot
@@ -31,7 +32,8 @@ def real_time_factor(setting: Setting, folder: Path, rows: np.ndarray) -> dict[s
         rows: (n,) rows to take utterances from: those of the middle durations.
 
     Returns:
-        factor (0.01 is a hundred times faster than speech), and how it was measured.
+        factor (0.01 is a hundred times faster than speech), macs (multiply-accumulates a second of speech, same
+        utterances), and how both were measured.
     """
     model, _ = load(folder)
     order = rows[np.argsort(np.asarray(setting.dataset.samples)[rows], kind="stable")]
@@ -52,8 +54,11 @@ def real_time_factor(setting: Setting, folder: Path, rows: np.ndarray) -> dict[s
     finally:
         torch.set_num_threads(threads)
     speech = float(np.asarray(setting.dataset.samples)[chosen].sum()) / SAMPLE_RATE
+    macs = count_macs(model, [complete(batch, model) for batch in batches])
     return {
         "factor": best / speech,
+        "macs": macs / speech,
+        "macs_how": HOW,
         "utterances": len(chosen),
         "speech_seconds": speech,
         "how": f"{len(chosen)} test utterances one by one, 1 CPU thread, best of {PASSES}, decoding not counted",
