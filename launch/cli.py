@@ -113,6 +113,19 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a training's folder, a saved model, or a run directory")],
+    to: Annotated[str, typer.Option(help="hf, onnx or safetensors")],
+    out: Annotated[str | None, typer.Option(help="folder to write; default export-<to> beside the model")] = None,
+    model: Annotated[str | None, typer.Option(help="of a run directory: which model")] = None,
+) -> None:
+    """Write a trained model alone, for transformers, ONNX or `ser predict`, with a card of its licences."""
+    from ser.export import export as write
+
+    typer.echo(str(write(run, to, out, model)))
+
+
+@app.command()
 def leak() -> None:
     """Show on EmoDB what it is worth to have heard the test speakers, and how STRICT refuses folds that leak."""
     from launch.leak import demonstrate

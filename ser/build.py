@@ -311,6 +311,17 @@ def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSo
     return source
 
 
+def metas_of(setting: Setting, job: Job) -> dict[str, dict[str, Any]]:
+    """`meta` of every model that a training builds on: teachers and components by name, and weights to start from."""
+    entry = setting.recipe.models[job.model]
+    found = {
+        name: load_meta(model_directory(setting, below(setting.recipe, job, name))) for name in entry.needs
+    }
+    if entry.train is not None and entry.train.init_from:
+        found[f"init_from {entry.train.init_from}"] = load_meta(entry.train.init_from)
+    return found
+
+
 def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> exposure.Exposure:
     """What the model hears, closed over its teachers; refused when a fold leaks through them."""
     recipe, dataset, fold = setting.recipe, setting.dataset, setting.folds[job.fold]
@@ -320,16 +331,11 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
         unknown=tuple(model.hub_names),
     )
     teachers = {}
-    for name in recipe.models[job.model].needs:
-        meta = load_meta(model_directory(setting, below(recipe, job, name)))
-        teachers[name] = exposure.Exposure.from_json(meta["exposure"])
-    train = recipe.models[job.model].train
-    if train is not None and train.init_from:
+    for name, meta in metas_of(setting, job).items():
         # Weights to start from have heard what they have heard, whoever trained them.
-        meta = load_meta(train.init_from)
         known = meta.get("exposure")
-        teachers[f"init_from {train.init_from}"] = (
-            exposure.Exposure(unknown=(train.init_from,))
+        teachers[name] = (
+            exposure.Exposure(unknown=(name.removeprefix("init_from "),))
             if known is None
             else exposure.Exposure.from_json(known)
         )

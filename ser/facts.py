@@ -15,6 +15,7 @@ from ser.agreement import check_tuning, tuned_in_test
 from ser.exposure import Exposure, Finding, check_student, of_rows, tuning
 from ser.job import Job, chosen_values
 from ser.leaks import inspect
+from ser.licences import restricted
 from ser.produce import teacher_store
 from ser.results import ANSWERED, Model, Training, voices
 from ser.score import probabilities
@@ -25,13 +26,7 @@ from shards.errors import UserError
 from shards.utterance import SAMPLE_RATE
 
 CURVE_POINTS = 200
-_RESTRICTED = re.compile(r"\bNC\b|non-?commercial|research|academic", re.IGNORECASE)
 _SYNTHETIC = re.compile(r"\bsynthetic\b", re.IGNORECASE)
-
-
-def restricted(licences: Iterable[str]) -> list[str]:
-    """Those licences whose words do not allow commercial use."""
-    return sorted(name for name in set(licences) if _RESTRICTED.search(name))
 
 
 def data(setting: Setting) -> dict[str, Any]:
@@ -181,7 +176,7 @@ def declared_tuning(setting: Setting) -> dict[str, Any] | None:
 def licences(setting: Setting, models: dict[str, Model], name: str) -> dict[str, Any]:
     """Licences of what a model was trained on, its own data and those of every teacher below it."""
     own = {x for training in models[name].trainings.values() for x in training.meta["licences"]}
-    inherited: set[str] = set()
+    inherited = {x for t in models[name].trainings.values() for x in t.meta.get("inherited", [])}
     waiting = list(setting.recipe.models[name].needs)
     while waiting:
         other = waiting.pop()

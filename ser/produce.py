@@ -145,7 +145,7 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "batch": {"slot_seconds": targets.slot_seconds},
         "precision": "fp32",
         "exposure": meta["exposure"],
-        "licences": meta["licences"],
+        "licences": sorted({*meta["licences"], *meta.get("inherited", [])}),
     }
     if not invariant:
         fields[VIEW_POLICY] = setting.policy.hash()
