@@ -116,7 +116,9 @@ def predict(
 def export(
     run: Annotated[str, typer.Argument(help="a training's folder, a saved model, or a run directory")],
     to: Annotated[str, typer.Option(help="hf, onnx or safetensors")],
-    out: Annotated[str | None, typer.Option(help="folder to write; default export-<to> beside the model")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="folder to write; default export-<to> beside the model")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="of a run directory: which model")] = None,
 ) -> None:
     """Write a trained model alone, for transformers, ONNX or `ser predict`, with a card of its licences."""
@@ -187,6 +189,23 @@ def _given(options: dict[str, object]) -> list[str]:
 
 
 @app.command()
+def transcribe(
+    dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
+    model: Annotated[str, typer.Option(help="a Whisper checkpoint: hub name or folder")],
+    name: Annotated[str | None, typer.Option(help="what it is called in asr:NAME; default its own")] = None,
+    batch: Annotated[int, typer.Option(help="utterances at once")] = 8,
+    device: str = "cpu",
+) -> None:
+    """Write a Whisper model's transcripts beside a dataset; a recipe reads them with data.text=asr:NAME."""
+    from ser.transcribe import transcribe as write
+
+    display = Display()
+    with display.bar("transcribe", unit="utt") as bar:
+        source = write(dataset, model, name=name, batch=batch, device=device, progress=bar.update)
+    display.say(f"transcripts of {source}; read them with data.text={source}")
+
+
+@app.command()
 def verify(
     dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
     workers: Annotated[int | None, typer.Option(help="CPUs; default all")] = None,
@@ -230,6 +249,33 @@ def recipe(name: RecipeName, overrides: Overrides = None, variant: Variant = Non
     from ser.recipe import load
 
     typer.echo(yaml.safe_dump(load(name, overrides or [], variant).dump(), sort_keys=False))
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    variant: Variant = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that a training is spread over")] = 8,
+) -> None:
+    """Parameters of a recipe's models and memory of their states, without weights, network or data."""
+    from ser.capacity import GIB
+    from ser.capacity import plan as needs
+    from ser.recipe import load
+
+    found = load(recipe, overrides or [], variant)
+    rows = [
+        (
+            n.name,
+            f"{n.parameters:,}",
+            f"{n.trainable:,}",
+            f"{n.inference / GIB:.2f}",
+            f"{n.training / GIB:.2f}",
+        )
+        for n in needs(found, gpus)
+    ]
+    heads = ["model", "parameters", "trained", "GiB to answer (bf16)", f"GiB of states a GPU, {gpus} GPUs"]
+    Display().table(f"{found.name}: states without activations", heads, rows)
 
 
 @app.command()

@@ -88,6 +88,7 @@ def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
         ),
         "parameters": count_parameters(model),
         "training": training,
+        **({"text": x.setting.recipe.data.text} if x.setting.recipe.data.text else {}),
     }
 
 

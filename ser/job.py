@@ -132,7 +132,9 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
 
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
-    return {
+    # A key that says nothing by default stays out, so that what is finished stays finished.
+    told = {"text": recipe.data.text} if recipe.data.text else {}
+    return told | {
         "model": model.model_dump(mode="json", exclude={"train", "search", "seeds", "keep"}),
         "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
         if model.train is not None

@@ -224,6 +224,10 @@ class Objective:
         here = torch.stack([answered[name] for name in term.sources])
         if term.weights == "uniform":
             shares = objectives.uniform_weights(here)
+        elif term.weights == "uncertainty":
+            shares = objectives.uncertainty_weights(teachers, here, term.tau)
+        elif term.weights == "agreement":
+            shares = objectives.agreement_weights(teachers, here, term.tau)
         else:
             scope = "batch" if term.weights == "batch_cosine" else "utterance"
             shares = objectives.cosine_weights(logits, teachers, term.tau, here, scope)

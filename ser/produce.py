@@ -147,6 +147,8 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "exposure": meta["exposure"],
         "licences": sorted({*meta["licences"], *meta.get("inherited", [])}),
     }
+    if setting.recipe.data.text and "text" in facts["inputs"]:
+        fields["text"] = setting.recipe.data.text
     if not invariant:
         fields[VIEW_POLICY] = setting.policy.hash()
     return TargetSpec(job.model, tuple(outputs), fields, machine(), invariant)

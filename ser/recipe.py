@@ -31,12 +31,16 @@ class CorpusConfig(Strict):
 
 
 class DataConfig(Strict):
-    """The packed dataset: where, from which corpora, in shards of how many seconds."""
+    """The packed dataset: where, from which corpora, in shards of how many seconds.
+
+    `text: asr:<model>` reads the transcripts that `ser transcribe` wrote beside it instead of the corpora's own.
+    """
 
     path: str
     corpora: list[CorpusConfig] = Field(min_length=1)
     shard_seconds: float = Field(default=600, gt=0)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
+    text: str | None = Field(default=None, pattern=r"^asr:.+$")
 
 
 class ModelRecipe(Strict):

@@ -104,6 +104,9 @@ class Term(Strict):
     the named teacher(s), with `rows: unlabelled` only where no label shows. `standardise` takes mean and deviation over
     the training rows out of a teacher's embedding first (raw embeddings share a large direction that a cosine rewards
     for nothing). `scope: slot` computes CCC per micro-batch as some released code does (LEGACY).
+
+    `weights` of multi_kl besides those: `uncertainty` (who is sure of the utterance counts for more) and `agreement` (who
+    stands alone counts for less), both softmaxes over `tau`.
     """
 
     loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions"]
@@ -114,7 +117,7 @@ class Term(Strict):
     direction: Literal["forward", "reverse"] = "forward"
     reduction: Literal["batchmean", "mean"] = "batchmean"
     distance: Literal["cosine", "mse", "l1"] = "cosine"
-    weights: Literal["cosine", "batch_cosine", "uniform"] = "cosine"
+    weights: Literal["cosine", "batch_cosine", "uniform", "uncertainty", "agreement"] = "cosine"
     tau: float = Field(default=0.25, gt=0)
     scope: Literal["step", "slot"] = "step"
     rows: Literal["all", "unlabelled"] = "all"

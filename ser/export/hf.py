@@ -73,6 +73,10 @@ def _check(model: SERModel) -> None:
         why = f"pooling {model.config.pooling} is not stock (mean is)"
     elif model.heads.embed is not None:
         why = "its embedding layer is not stock"
+    elif model.mix is not None and getattr(model.encoder.config, "do_stable_layer_norm", False):
+        why = (
+            "transformers sums the layers before the last norm, this model behind it (layers: last is stock)"
+        )
     elif not model.classes and model.heads.sigmoid:
         why = "a sigmoid behind the dimensions is not stock"
     if why:

@@ -149,6 +149,13 @@ def load(directory: str | os.PathLike) -> tuple[SERModel, dict[str, Any]]:
     return model.eval(), facts["meta"]
 
 
+def empty(
+    config: ModelConfig, classes: int, dimensions: bool, skeleton: dict[str, Any], files: Mapping[str, bytes]
+) -> SERModel:
+    """The shape of a model from facts alone, as loading builds it: no hub, no texts; on the meta device no memory."""
+    return _make(config, classes, dimensions, skeleton=skeleton, files=files)
+
+
 def _make(
     config: ModelConfig,
     classes: int,

@@ -50,7 +50,7 @@ def test_transformers_answers_as_the_model_does(kind, layer, tmp_path):
     """Through AutoModelForAudioClassification and its feature extractor; padded batches where the architecture allows."""
     from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-    folder, model = saved(tmp_path, hubert(kind, layer, layers="weighted" if layer else "last"))
+    folder, model = saved(tmp_path, hubert(kind, layer, layers="last" if layer else "weighted"))
     out = export(folder, "hf", str(tmp_path / "hf"))
     stock = AutoModelForAudioClassification.from_pretrained(out).eval()
     extract = AutoFeatureExtractor.from_pretrained(out)
@@ -76,7 +76,7 @@ def test_transformers_answers_as_the_model_does(kind, layer, tmp_path):
 def test_dimensions_alone_have_their_own_head(tmp_path):
     from transformers import AutoModelForAudioClassification
 
-    folder, model = saved(tmp_path, hubert(layer=True), classes=0)
+    folder, model = saved(tmp_path, hubert(layer=True, layers="last"), classes=0)
     stock = AutoModelForAudioClassification.from_pretrained(export(folder, "hf", str(tmp_path / "hf"))).eval()
     assert list(stock.config.id2label.values()) == ["valence", "arousal", "dominance"]
     wave = 0.1 * torch.randn(1, 9000)
@@ -92,6 +92,7 @@ def test_dimensions_alone_have_their_own_head(tmp_path):
         (tiny.CONV, "no architecture of transformers"),
         (hubert(pooling="attentive"), "pooling attentive"),
         (hubert(embedding=8), "embedding layer"),
+        (hubert(layer=True, layers="weighted"), "before the last norm"),
     ],
 )
 def test_what_is_not_stock_is_refused(config, why, tmp_path):
