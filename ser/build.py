@@ -19,7 +19,7 @@ from ser.inputs import complete, needs_of
 from ser.job import Job, below, directory, train_config
 from ser.loss import Objective, Supervision
 from ser.models import SERModel, build, load, load_meta
-from ser.models.config import ConvConfig
+from ser.models.config import ConvConfig, ExternalConfig
 from ser.models.fused import Fused
 from ser.models.projectors import Projectors
 from ser.models.prosodic import FrameModel
@@ -135,7 +135,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
         setting, job, config, fold, rows, plan, total, needs_of(model, features, sources), features, model, blank, trainable,
         list(encoder.parameters()) if isinstance(encoder, nn.Module) else [], objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
-        sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
+        [] if entry.ready else sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
     )  # fmt: skip
 
 
@@ -199,6 +199,8 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     texts = [t for t in dataset.fields(["text"], rows).column("text").to_pylist() if t]
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
+    if isinstance(entry.model, ExternalConfig):
+        return _external(setting, entry.model, answers.classes, answers.dimensions)
     model = build(entry.model, count, answers.dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
     if isinstance(model, Fused) and model.config.mode == "product" and model.classes:
@@ -216,6 +218,19 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
                 hint="give a model directory of the same `model` configuration",
             ) from None
     return model
+
+
+def _external(setting: Setting, config: ExternalConfig, classes: bool, dimensions: bool) -> SERModel:
+    """A teacher whose answers lie in files; refused where a view would be given another view's answer unsaid."""
+    from ser.models.external import read
+
+    if setting.policy.count and not config.any_view:
+        raise UserError(
+            "its files answer the clean utterance, and this run trains on views of it",
+            where=config.files,
+            hint="views: {count: 0}, or any_view: true to give every view the clean answer",
+        )
+    return read(config, setting.classes if classes else (), dimensions)
 
 
 def fit_normalisation(
@@ -325,9 +340,11 @@ def metas_of(setting: Setting, job: Job) -> dict[str, dict[str, Any]]:
 def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> exposure.Exposure:
     """What the model hears, closed over its teachers; refused when a fold leaks through them."""
     recipe, dataset, fold = setting.recipe, setting.dataset, setting.folds[job.fold]
+    # What answers as it comes was fitted and chosen elsewhere: its name stands among the unknown.
+    ready = recipe.models[job.model].ready
     own = exposure.Exposure(
-        fit=exposure.of_rows(dataset, rows),
-        select=exposure.of_rows(dataset, fold.dev),
+        fit=exposure.of_rows(dataset, rows[:0] if ready else rows),
+        select=exposure.of_rows(dataset, fold.dev[:0] if ready else fold.dev),
         unknown=tuple(model.hub_names),
     )
     teachers = {}

@@ -84,7 +84,10 @@ def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
         "exposure": x.exposure.to_json(),
         "licences": x.licences,
         "inherited": inherited(
-            getattr(model, "hub_names", ()), metas_of(x.setting, x.job).values(), x.licences
+            getattr(model, "hub_names", ()),
+            metas_of(x.setting, x.job).values(),
+            x.licences,
+            getattr(model, "stated_licences", None),
         ),
         "parameters": count_parameters(model),
         "training": training,

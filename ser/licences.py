@@ -6,7 +6,7 @@ Gives up: legal advice. Whether distillation carries a licence over is for lawye
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,22 @@ def spoken(tag: str) -> str:
     return f"CC {found[1].upper()} {found[2]}" if found else tag.strip("\"'")
 
 
-def inherited(hub_names: Iterable[str], below: Iterable[dict[str, Any]], own: Iterable[str]) -> list[str]:
+def inherited(
+    hub_names: Iterable[str],
+    below: Iterable[dict[str, Any]],
+    own: Iterable[str],
+    stated: Mapping[str, str] | None = None,
+) -> list[str]:
     """Licences that a model takes over from others, without those of its own data.
 
     Args:
         hub_names: Pretrained checkpoints inside it.
         below: `meta` of every model it builds on: teachers, components, weights to start from.
         own: Licences of its training data.
+        stated: Licences of some of the checkpoints, as the recipe declares them.
     """
-    found = {of_checkpoint(name) for name in hub_names}
+    stated = stated or {}
+    found = {f"{name}: {stated[name]}" if name in stated else of_checkpoint(name) for name in hub_names}
     for meta in below:
         found |= {*meta.get("licences", []), *meta.get("inherited", [])}
     return sorted(found - set(own))

@@ -133,9 +133,10 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         outputs.append(Output("logits", "utterance", (facts["classes"],), "float32"))
     if facts["dimensions"]:
         outputs.append(Output("dimensions", "utterance", (3,), "float32"))
-    if targets.embedding:
+    if targets.embedding and facts["embedding_size"]:
         outputs.append(Output("embedding", "utterance", (facts["embedding_size"],), targets.dtype))
-    invariant = facts["inputs"] == ["text"]
+    # Text is the same in every view, and so is what was read from a file.
+    invariant = facts["inputs"] in (["text"], [])
     fields = {
         "weights": facts["files"],
         "model": facts["config"],

@@ -78,6 +78,11 @@ class ModelRecipe(Strict):
         return self.model.kind == "classical"
 
     @property
+    def ready(self) -> bool:
+        """Answers as it comes, head and all: fitted elsewhere, on what is unknown here."""
+        return self.train is None and self.model.kind in ("audeering", "external")
+
+    @property
     def components(self) -> tuple[str, ...]:
         """Names of the recipe's models that a fused model is made of."""
         inside = getattr(self.model, "components", {})
@@ -204,7 +209,7 @@ class Recipe(Strict):
                 raise ValueError(
                     f"models.{name} is classical: it is fitted at once, without train and objective"
                 )
-            if model.train is None and not model.components and not model.classical:
+            if model.train is None and not (model.components or model.classical or model.ready):
                 raise ValueError(f"models.{name} is neither trained nor made of other models")
             for other in model.needs:
                 if self.models[other].classical:

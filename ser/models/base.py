@@ -54,12 +54,13 @@ class Heads(nn.Module):
         self.categorical = nn.Linear(self.size, classes) if classes else None
         self.dimensional = nn.Linear(self.size, len(DIMENSIONS)) if dimensions else None
         self.sigmoid = config.dimension_activation == "sigmoid"
+        self.bend = torch.relu
         if self.dimensional is not None and not self.sigmoid:
             # The middle of the scale, so that early steps are not spent on the offset.
             nn.init.constant_(self.dimensional.bias, 0.5)
 
     def forward(self, pooled: Tensor, has_input: Tensor) -> ModelOutput:
-        embedding = pooled if self.embed is None else torch.relu(self.embed(self.dropout(pooled)))
+        embedding = pooled if self.embed is None else self.bend(self.embed(self.dropout(pooled)))
         hidden = self.dropout(embedding)
         keep = has_input.unsqueeze(-1)
         logits = self.categorical(hidden) if self.categorical is not None else None

@@ -127,6 +127,56 @@ class EncoderConfig(AcousticConfig):
     layers: Literal["weighted", "last"] = "last"
 
 
+class AudeeringConfig(AcousticConfig):
+    """A checkpoint of audEERING's dimensional wav2vec2 layout, head included (`ser.models.adapters`).
+
+    Attributes:
+        labels: Order of its three outputs; None reads the checkpoint's id2label.
+        scale: Its lowest and highest value, mapped to [0, 1].
+    """
+
+    kind: Literal["audeering"] = "audeering"
+    layers: Literal["last"] = "last"
+    pooling: Literal["mean"] = "mean"
+    embedding: None = None
+    dropout: Probability = 0.0
+    labels: tuple[str, str, str] | None = None
+    scale: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _adapted(self):
+        if self.name is None:
+            raise ValueError("kind audeering needs the name or folder of a checkpoint")
+        if self.scale[0] >= self.scale[1]:
+            raise ValueError("scale is (lowest, highest)")
+        return self
+
+
+class ExternalConfig(_Config):
+    """Answers of a model that ran elsewhere, read from files (`ser.models.external`): a teacher without weights here.
+
+    Attributes:
+        files: A .jsonl or .parquet table with `key`, or a folder of <key>.npy embeddings.
+        labels: Order of its `probabilities` or `logits`, in its own words.
+        classes: Its label to the protocol's class (several may meet in one), null for one that is dropped. Needed unless
+            its labels are the protocol's classes.
+        dimensions: Order of its `dimensions`; with `scale` mapped to [0, 1].
+        any_view: Give the clean utterance's answer to every view, which is not the view that was answered.
+        licence: Of the model that answered, as its owner states it.
+        model: What it is called in cards, for example emotion2vec/emotion2vec_plus_large.
+    """
+
+    kind: Literal["external"] = "external"
+    files: str
+    model: str = Field(min_length=2)
+    licence: str = Field(min_length=2)
+    labels: tuple[str, ...] = ()
+    classes: dict[str, str | None] = {}
+    dimensions: tuple[Literal["valence", "arousal", "dominance"], ...] = ()
+    scale: tuple[float, float] = (0.0, 1.0)
+    any_view: bool = False
+
+
 class FrameConfig(HeadConfig):
     """A network over frame features: strided convolutions, residual blocks, an optional mixer over time, pooling.
 
@@ -324,6 +374,8 @@ ModelConfig = Annotated[
     | FusedConfig
     | ConvConfig
     | EncoderConfig
+    | AudeeringConfig
+    | ExternalConfig
     | ClassicalConfig,
     Field(discriminator="kind"),
 ]
@@ -347,5 +399,5 @@ def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model"
         raise UserError(
             "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
             where=where,
-            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, classical; ser/models/config.py lists their keys",
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, audeering, external, classical; ser/models/config.py lists their keys",
         ) from None

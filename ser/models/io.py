@@ -189,6 +189,14 @@ def _make(
         from ser.models.classical import Classical
 
         return Classical(config, classes, dimensions)
+    if config.kind == "audeering":
+        from ser.models.adapters import Audeering
+
+        return Audeering(config, classes, dimensions, skeleton)
+    if config.kind == "external":
+        from ser.models.external import External
+
+        return External(config, classes, dimensions, skeleton)
     if config.kind == "encoder":
         from ser.models.students import Encoder
 

