@@ -119,7 +119,7 @@ def compare(model: Acoustic, stock: Any) -> float:
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for samples in (8000, 16000, 40111):
         wave = 0.1 * torch.randn(1, samples, generator=generator)
-        batch = SimpleNamespace(
+        batch: Any = SimpleNamespace(
             waveform=wave, lengths=torch.tensor([samples]), features={}, feature_lengths={}, text=None
         )
         own = model.answer(batch)

@@ -72,7 +72,7 @@ class Graph(nn.Module):
         features, counts = {}, {}
         if self.mel is not None:
             features["mel"], counts["mel"] = self.mel(waveform, lengths)
-        batch = SimpleNamespace(
+        batch: Any = SimpleNamespace(
             waveform=waveform, lengths=lengths, features=features, feature_lengths=counts, text=None
         )
         out = self.model.answer(batch)

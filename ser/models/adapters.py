@@ -101,18 +101,20 @@ def head_of(config: AudeeringConfig) -> tuple[dict[str, Tensor], tuple[str, ...]
             self.wav2vec2, self.classifier = Wav2Vec2Model(shape), Head(shape)
             self.post_init()
 
-    source = {"revision": config.revision, "local_files_only": config.local_files_only}
+    name: Any = config.name
+    source: Any = {"revision": config.revision, "local_files_only": config.local_files_only}
     with hub.hub_errors(config):
-        shape = AutoConfig.from_pretrained(config.name, trust_remote_code=False, **source)
+        shape = AutoConfig.from_pretrained(name, trust_remote_code=False, **source)
         if shape.model_type != "wav2vec2":
             raise UserError(
                 f"a {shape.model_type} checkpoint is not audEERING's layout", where=str(config.name)
             )
         if config.num_layers is not None:
             shape.num_hidden_layers = config.num_layers
-        found, report = Layout.from_pretrained(
-            config.name, config=shape, output_loading_info=True, dtype=torch.float32, **source
+        whole: Any = Layout.from_pretrained(
+            name, config=shape, output_loading_info=True, dtype=torch.float32, **source
         )
+    found, report = whole
     lost = sorted(name for name in report["missing_keys"] if name.startswith("classifier."))
     if lost:
         raise UserError(
