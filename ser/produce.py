@@ -135,8 +135,7 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         outputs.append(Output("dimensions", "utterance", (3,), "float32"))
     if targets.embedding and facts["embedding_size"]:
         outputs.append(Output("embedding", "utterance", (facts["embedding_size"],), targets.dtype))
-    # Text is the same in every view, and so is what was read from a file.
-    invariant = facts["inputs"] in (["text"], [])
+    invariant = facts["inputs"] in (["text"], [])  # nothing: its answers were read from files
     fields = {
         "weights": facts["files"],
         "model": facts["config"],
@@ -148,8 +147,9 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "exposure": meta["exposure"],
         "licences": sorted({*meta["licences"], *meta.get("inherited", [])}),
     }
-    if setting.recipe.data.text and "text" in facts["inputs"]:
-        fields["text"] = setting.recipe.data.text
+    fields |= (
+        {"text": setting.recipe.data.text} if setting.recipe.data.text and "text" in facts["inputs"] else {}
+    )
     if not invariant:
         fields[VIEW_POLICY] = setting.policy.hash()
     return TargetSpec(job.model, tuple(outputs), fields, machine(), invariant)

@@ -107,9 +107,11 @@ class Recogniser:
                     where=model,
                     hint="openai/whisper-small, ...",
                 )
-            self.processor: Any = AutoProcessor.from_pretrained(model, local_files_only=local_files_only)
+            self.processor: Any = AutoProcessor.from_pretrained(
+                model, local_files_only=local_files_only, trust_remote_code=False
+            )
             self.model: Any = WhisperForConditionalGeneration.from_pretrained(
-                model, local_files_only=local_files_only, dtype=torch.float32
+                model, local_files_only=local_files_only, trust_remote_code=False, dtype=torch.float32
             )
         self.model.to(device).eval()
         self.multilingual = bool(getattr(self.model.generation_config, "is_multilingual", False))

@@ -112,7 +112,12 @@ def head_of(config: AudeeringConfig) -> tuple[dict[str, Tensor], tuple[str, ...]
         if config.num_layers is not None:
             shape.num_hidden_layers = config.num_layers
         whole: Any = Layout.from_pretrained(
-            name, config=shape, output_loading_info=True, dtype=torch.float32, **source
+            name,
+            config=shape,
+            output_loading_info=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            **source,
         )
     found, report = whole
     lost = sorted(name for name in report["missing_keys"] if name.startswith("classifier."))

@@ -357,13 +357,7 @@ class ClassicalConfig(_Config):
     kind: Literal["classical"] = "classical"
     features: Literal["egemaps", "mfcc"] = "egemaps"
     classifier: Literal["svm", "logistic"] = "svm"
-    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
-        0.001,
-        0.003,
-        0.01,
-        0.03,
-        0.1,
-    )
+    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.001, 0.003, 0.01, 0.03, 0.1)  # fmt: skip
     class_weights: Literal["balanced", "none"] = "balanced"
 
 
