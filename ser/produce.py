@@ -125,8 +125,7 @@ def features_of(setting: Setting, name: str) -> dict[str, Any]:
 
 def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
     """What the stored targets of a finished teacher are."""
-    folder = directory(setting.recipe, job) / "model"
-    facts = json.loads((folder / "model.json").read_text())
+    facts = json.loads((directory(setting.recipe, job) / "model" / "model.json").read_text())
     meta, targets = facts["meta"], setting.recipe.targets
     outputs = []
     if facts["classes"]:
@@ -147,9 +146,8 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "exposure": meta["exposure"],
         "licences": sorted({*meta["licences"], *meta.get("inherited", [])}),
     }
-    fields |= (
-        {"text": setting.recipe.data.text} if setting.recipe.data.text and "text" in facts["inputs"] else {}
-    )
+    if setting.recipe.data.text and "text" in facts["inputs"]:
+        fields["text"] = setting.recipe.data.text
     if not invariant:
         fields[VIEW_POLICY] = setting.policy.hash()
     return TargetSpec(job.model, tuple(outputs), fields, machine(), invariant)
