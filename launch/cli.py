@@ -113,6 +113,21 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a training's folder, a saved model, or a run directory")],
+    to: Annotated[str, typer.Option(help="hf, onnx or safetensors")],
+    out: Annotated[
+        str | None, typer.Option(help="folder to write; default export-<to> beside the model")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="of a run directory: which model")] = None,
+) -> None:
+    """Write a trained model alone, for transformers, ONNX or `ser predict`, with a card of its licences."""
+    from ser.export import export as write
+
+    typer.echo(str(write(run, to, out, model)))
+
+
+@app.command()
 def leak() -> None:
     """Show on EmoDB what it is worth to have heard the test speakers, and how STRICT refuses folds that leak."""
     from launch.leak import demonstrate
@@ -174,6 +189,23 @@ def _given(options: dict[str, object]) -> list[str]:
 
 
 @app.command()
+def transcribe(
+    dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
+    model: Annotated[str, typer.Option(help="a Whisper checkpoint: hub name or folder")],
+    name: Annotated[str | None, typer.Option(help="what it is called in asr:NAME; default its own")] = None,
+    batch: Annotated[int, typer.Option(help="utterances at once")] = 8,
+    device: str = "cpu",
+) -> None:
+    """Write a Whisper model's transcripts beside a dataset; a recipe reads them with data.text=asr:NAME."""
+    from ser.transcribe import transcribe as write
+
+    display = Display()
+    with display.bar("transcribe", unit="utt") as bar:
+        source = write(dataset, model, name=name, batch=batch, device=device, progress=bar.update)
+    display.say(f"transcripts of {source}; read them with data.text={source}")
+
+
+@app.command()
 def verify(
     dataset: Annotated[str, typer.Argument(help="folder or URL of a packed dataset")],
     workers: Annotated[int | None, typer.Option(help="CPUs; default all")] = None,
@@ -220,28 +252,27 @@ def recipe(name: RecipeName, overrides: Overrides = None, variant: Variant = Non
 
 
 @app.command()
-def sizes(name: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
-    """Count every model of a recipe without its weights: parameters, how many are trained, memory to train them."""
-    from ser.models.known import sizes as count
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    variant: Variant = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that a training is spread over")] = 8,
+) -> None:
+    """Parameters of a recipe's models and memory of their states, without weights, network or data."""
+    from ser.capacity import GIB
+    from ser.capacity import plan as needs
     from ser.recipe import load
 
-    head = (
-        "model",
-        "parameters",
-        "trained",
-        "share",
-        "without heads",
-        "trained",
-        "weights, gradients, AdamW",
-    )
+    found = load(recipe, overrides or [], variant)
     rows = [
         (
-            size.name, f"{size.total / 1e6:.2f} M", f"{size.trainable / 1e6:.2f} M", f"{size.trainable / size.total:.1%}",
-            f"{size.backbone / 1e6:.2f} M", f"{size.backbone_trainable / 1e6:.2f} M", f"{size.training_bytes / 1e9:.2f} GB",
+            n.name, f"{n.parameters:,}", f"{n.trainable:,}", f"{n.backbone:,}", f"{n.backbone_trainable:,}",
+            f"{n.inference / GIB:.2f}", f"{n.training / GIB:.2f}",
         )
-        for size in count(load(name, overrides or [], variant))
+        for n in needs(found, gpus)
     ]  # fmt: skip
-    Display().table(name, list(head), rows)
+    heads = ["model", "parameters", "trained", "without heads", "trained", "GiB to answer (bf16)", f"GiB of states a GPU, {gpus} GPUs"]  # fmt: skip
+    Display().table(f"{found.name}: states without activations", heads, rows)
 
 
 @app.command()

@@ -176,6 +176,8 @@ def list_who_heard(url: str, speaker: str, folders: list[Path], display: Display
     for folder in searched:
         for path in sorted(folder.glob("**/model.json")):
             _note(found, f"model {path.parent}", path.read_bytes(), "meta")
+        for path in sorted(folder.glob("**/ser.json")):
+            _note(found, f"export {path.parent}", path.read_bytes(), "meta")
     names = [name for name in dataset.store.list("targets") if name.endswith("/targets.json")]
     for name in names:
         _note(

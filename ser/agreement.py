@@ -47,6 +47,10 @@ def outputs(recipe: Recipe, name: str) -> Outputs:
     if isinstance(entry.model, FusedConfig) and entry.model.mode == "product":
         experts = [outputs(recipe, other) for other in entry.components]
         return Outputs(any(e.classes for e in experts), any(e.dimensions for e in experts))
+    if entry.model.kind == "external":
+        return Outputs(bool(entry.model.labels), bool(entry.model.dimensions))
+    if entry.ready:
+        return Outputs(False, True)
     losses = {term.loss for term in entry.objective if term.weight > 0}
     return Outputs(bool(losses & CLASS_TERMS), bool(losses & DIMENSION_TERMS))
 

@@ -22,6 +22,7 @@ from ser.job import Job, below, directory, train_config
 from ser.layers import layer_stores
 from ser.loss import Languages, Objective, Supervision, Transcripts
 from ser.models import SERModel, build, load, load_meta
+from ser.models.config import ExternalConfig
 from ser.models.fused import Fused
 from ser.models.projectors import Projectors
 from ser.models.speech import Speech
@@ -156,7 +157,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
         setting, job, config, whole, fold.dev, rows, plan, total, needs, features, model, blank, trainable,
         encoder_parameters(model), objective,
         {name: term.weight for name, term in objective.terms.items()}, heard,
-        sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
+        [] if entry.ready else sorted({x for x in dataset.fields(["licence"], rows).column("licence").unique().to_pylist() if x}),
     )  # fmt: skip
 
 
@@ -229,6 +230,8 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
         )
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
+    if isinstance(entry.model, ExternalConfig):
+        return _external(setting, entry.model, answers.classes, answers.dimensions)
     shape = with_sizes(entry.model, frame_sizes(setting, job))
     model = build(shape, count, answers.dimensions, texts=texts, components=components)
     fit_normalisation(model, dataset, rows, features, setting)
@@ -251,6 +254,19 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
                 hint="give a model directory of the same `model` configuration",
             ) from None
     return model
+
+
+def _external(setting: Setting, config: ExternalConfig, classes: bool, dimensions: bool) -> SERModel:
+    """A teacher whose answers lie in files; refused where a view would be given another view's answer unsaid."""
+    from ser.models.external import read
+
+    if setting.policy.count and not config.any_view:
+        raise UserError(
+            "its files answer the clean utterance, and this run trains on views of it",
+            where=config.files,
+            hint="views: {count: 0}, or any_view: true to give every view the clean answer",
+        )
+    return read(config, setting.classes if classes else (), dimensions)
 
 
 def model_directory(setting: Setting, job: Job) -> Any:
@@ -333,26 +349,35 @@ def _source(setting: Setting, job: Job, name: str, rows: np.ndarray) -> TargetSo
     return source
 
 
+def metas_of(setting: Setting, job: Job) -> dict[str, dict[str, Any]]:
+    """`meta` of every model that a training builds on: teachers and components by name, and weights to start from."""
+    entry = setting.recipe.models[job.model]
+    found = {
+        name: load_meta(model_directory(setting, below(setting.recipe, job, name))) for name in entry.needs
+    }
+    if entry.train is not None and entry.train.init_from:
+        found[f"init_from {entry.train.init_from}"] = load_meta(entry.train.init_from)
+    return found
+
+
 def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> exposure.Exposure:
     """What the model hears, closed over its teachers; refused when a fold leaks through them."""
     recipe, dataset, whole = setting.recipe, setting.dataset, setting.folds[job.fold]
     fold = restricted(setting, whole, job.model)
+    # What answers as it comes was fitted and chosen elsewhere: its name stands among the unknown.
+    ready = recipe.models[job.model].ready
+    chosen_on = fold.dev if len(rows) and not ready else fold.dev[:0]
     own = exposure.Exposure(
-        fit=exposure.of_rows(dataset, rows),
-        select=exposure.of_rows(dataset, fold.dev if len(rows) else fold.dev[:0]),
+        fit=exposure.of_rows(dataset, rows[:0] if ready else rows),
+        select=exposure.of_rows(dataset, chosen_on),
         unknown=tuple(model.hub_names),
     )
     teachers = {}
-    for name in recipe.models[job.model].needs:
-        meta = load_meta(model_directory(setting, below(recipe, job, name)))
-        teachers[name] = exposure.Exposure.from_json(meta["exposure"])
-    train = recipe.models[job.model].train
-    if train is not None and train.init_from:
+    for name, meta in metas_of(setting, job).items():
         # Weights to start from have heard what they have heard, whoever trained them.
-        meta = load_meta(train.init_from)
         known = meta.get("exposure")
-        teachers[f"init_from {train.init_from}"] = (
-            exposure.Exposure(unknown=(train.init_from,))
+        teachers[name] = (
+            exposure.Exposure(unknown=(name.removeprefix("init_from "),))
             if known is None
             else exposure.Exposure.from_json(known)
         )

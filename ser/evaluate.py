@@ -299,7 +299,7 @@ def _speed(
     """Measured, or taken from the last report where weights and processor are the same."""
     weights = first.facts["files"]["model.safetensors"]
     found = kept.get((weights, cpu()))
-    if found is None:
+    if found is None or "macs" not in found:
         config, below_it = setting.recipe.models[model.name].model, None
         if isinstance(config, ProbeConfig):
             below_it = directory(setting.recipe, below(setting.recipe, first.job, config.encoder)) / "model"

@@ -17,6 +17,7 @@ from ser.finish import read_meta
 from ser.job import Job, chosen_values, directory, finished
 from ser.job import below as under
 from ser.leaks import inspect
+from ser.licences import restricted
 from ser.produce import teacher_store
 from ser.results import ANSWERED, Model, Training, voices
 from ser.score import probabilities
@@ -28,13 +29,7 @@ from shards.errors import UserError
 from shards.utterance import SAMPLE_RATE
 
 CURVE_POINTS = 200
-_RESTRICTED = re.compile(r"\bNC\b|non-?commercial|research|academic", re.IGNORECASE)
 _SYNTHETIC = re.compile(r"\bsynthetic\b", re.IGNORECASE)
-
-
-def restricted(licences: Iterable[str]) -> list[str]:
-    """Those licences whose words do not allow commercial use."""
-    return sorted(name for name in set(licences) if _RESTRICTED.search(name))
 
 
 def data(setting: Setting) -> dict[str, Any]:
@@ -214,6 +209,7 @@ def licences(setting: Setting, models: dict[str, Model], name: str) -> dict[str,
     own = {x for training in models[name].trainings.values() for x in training.meta["licences"]}
     heard = [e for t in models[name].trainings.values() for e in t.meta.get("encoders", {}).values()]
     inherited = {x for encoder in heard for x in encoder["licences"]}
+    inherited |= {x for t in models[name].trainings.values() for x in t.meta.get("inherited", [])}
     waiting = list(setting.recipe.models[name].needs)
     while waiting:
         other = waiting.pop()

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ser import checkpoint
-from ser.build import Ingredients
+from ser.build import Ingredients, metas_of
 from ser.distributed import World, barrier
 from ser.engine import Engine
 from ser.frames import encoder_facts
 from ser.infer import Answers, answer
+from ser.licences import inherited
 from ser.models import count_parameters, save
 
 
@@ -95,9 +96,17 @@ def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
         "strictness": x.setting.protocol.strictness,
         "exposure": x.exposure.to_json(),
         "licences": x.licences,
+        "inherited": inherited(
+            getattr(model, "hub_names", ()),
+            metas_of(x.setting, x.job).values(),
+            x.licences,
+            getattr(model, "stated_licences", None),
+        ),
         "parameters": count_parameters(model),
         "training": training,
-    } | ({"encoders": encoders} if encoders else {})
+        **({"text": x.setting.recipe.data.text} if x.setting.recipe.data.text else {}),
+        **({"encoders": encoders} if encoders else {}),
+    }
 
 
 def table_of(answers: Answers, split: str, keys: list[str]) -> pa.Table:

@@ -135,7 +135,9 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
 
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
-    return {
+    # A key that says nothing by default stays out, so that what is finished stays finished.
+    told = {"text": recipe.data.text} if recipe.data.text else {}
+    return told | {
         # `frames` and `layers` say what is stored of it afterwards
         "model": model.model_dump(
             mode="json", exclude={"train", "search", "seeds", "keep", "frames", "layers"}

@@ -285,6 +285,10 @@ class Objective:
         here = here & torch.from_numpy(self._asked(term, batch.rows)).to(here.device)
         if term.weights in ("uniform", "language"):
             shares = objectives.uniform_weights(here)
+        elif term.weights == "uncertainty":
+            shares = objectives.uncertainty_weights(teachers, here, term.tau)
+        elif term.weights == "agreement":
+            shares = objectives.agreement_weights(teachers, here, term.tau)
         else:
             scope = "batch" if term.weights == "batch_cosine" else "utterance"
             shares = objectives.cosine_weights(logits, teachers, term.tau, here, scope)

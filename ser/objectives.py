@@ -10,6 +10,7 @@ Gives up: no objective keeps state, so loss weights, schedules and teacher choic
 Symbols: B rows, K classes, D dimensions (valence, arousal, dominance), E embedding size, N teachers.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -148,6 +149,23 @@ def ccc_surrogate(pred: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.to(pred.dtype).detach() * pred).sum(-1)
 
 
+def ccc_memory(memory: Tensor | None, sums: Tensor, keep: float) -> Tensor:
+    """Moments of recent global steps, the older the fainter: what the next step adds to its own (approximate).
+
+    memory' = keep (memory + sums), so a step that lies n steps back counts keep^n. Adding it to a step's own moments in
+    `ccc_loss_from_moments` and `ccc_gradient` takes CCC over more rows than a step holds. Approximate, because remembered
+    outputs are those of older weights, and are constants in the gradient. After momentum queues (He et al. 2020, MoCo,
+    section 3.2), kept as moments instead of rows.
+
+    Args:
+        memory: (6, D) or None at the start.
+        sums: (6, D) moments of the step that ends.
+        keep: In [0, 1); 1 / (1 - keep) steps are remembered on average.
+    """
+    sums = sums.detach()
+    return keep * (sums if memory is None else memory + sums)
+
+
 def ccc_slot(pred: Tensor, target: Tensor, weight: Tensor, mix: Tensor | None = None) -> Tensor:
     """The same loss over one slot alone, differentiable; for LEGACY, where papers took CCC over a mini-batch.
 
@@ -246,6 +264,53 @@ def oracle_weights(teacher_language: Tensor, row_language: Tensor, present: Tens
     return uniform_weights(present & (teacher_language[:, None] == row_language[None, :]))
 
 
+def uncertainty_weights(teachers: Tensor, present: Tensor, tau: float = 0.25) -> Tensor:
+    """Teacher weights softmax_i(-H(p_i) / (tau log K)): who is sure of an utterance counts for more there.
+
+    H is the entropy of the teacher's posterior in nats, divided by its largest value so that tau means the same for any
+    number of classes (confidence as in Kwon et al. 2020, "Adaptive knowledge distillation based on entropy", section 3,
+    with a softmax for their reciprocal).
+
+    Args:
+        teachers: (N, B, K) logits, constants; present: (N, B) bool; tau: below 1 sharpens.
+
+    Returns:
+        (N, B); each row sums to 1 over its present teachers, or is zero where none is present.
+    """
+    teachers = torch.where(present.unsqueeze(-1), teachers.detach(), 0.0)
+    log_p = F.log_softmax(teachers, dim=-1)
+    entropy = -(log_p.exp() * log_p).sum(-1) / math.log(teachers.shape[-1])
+    return _shares(-entropy / tau, present)
+
+
+def agreement_weights(teachers: Tensor, present: Tensor, tau: float = 0.25) -> Tensor:
+    """Teacher weights softmax_i(-JS(p_i, m_i) / (tau log 2)), m_i the mean posterior of the other present teachers.
+
+    Who stands alone counts for less. JS is the Jensen-Shannon divergence in nats, at most log 2 (Lin 1991, equation 4.1).
+    A teacher that is alone in a row gets all of it.
+
+    Args, Returns: As `uncertainty_weights`.
+    """
+    p = F.softmax(torch.where(present.unsqueeze(-1), teachers.detach(), 0.0), dim=-1) * present.unsqueeze(-1)
+    count = present.sum(0)
+    others = (p.sum(0) - p) / (count - present.to(count.dtype)).clamp_min(1).unsqueeze(-1)
+    middle = (p + others) / 2
+    divergence = (_plogq(p, p) + _plogq(others, others)) / 2 - _plogq(middle, middle)
+    return _shares(-divergence / (tau * math.log(2)), present)
+
+
+def _plogq(p: Tensor, q: Tensor) -> Tensor:
+    """sum_k p_k log q_k with 0 log 0 = 0."""
+    return torch.where(p > 0, p * q.clamp_min(torch.finfo(q.dtype).tiny).log(), 0.0).sum(-1)
+
+
+def _shares(scores: Tensor, present: Tensor) -> Tensor:
+    """Softmax over the present teachers of each row; zeros where there is none."""
+    scores = scores.masked_fill(~present, -torch.inf)
+    # A row without teachers would be softmax of -inf alone, which is nan.
+    return torch.where(present.any(0), scores, 0.0).softmax(0) * present
+
+
 def cosine_weights(
     student: Tensor,
     teachers: Tensor,
@@ -278,9 +343,7 @@ def cosine_weights(
         cosine = ((cosine * rows).sum(1, keepdim=True) / rows.sum(1, keepdim=True).clamp_min(1)).expand_as(
             cosine
         )
-    scores = (cosine / tau).masked_fill(~known, -torch.inf)
-    # A row without teachers would be softmax of -inf alone, which is nan.
-    return torch.where(known.any(0), scores, 0.0).softmax(0) * known
+    return _shares(cosine / tau, known)
 
 
 def multi_teacher_kl(student: Tensor, teachers: Tensor, weights: Tensor, **options) -> Tensor:

@@ -100,10 +100,12 @@ def predict(
         has, or {path, error}.
 
     Raises:
-        UserError: No model, no audio, or a model that needs transcripts without any.
+        UserError: No model, no audio, or a model that needs transcripts (no modality dropout) without any.
     """
     model, meta = load(find_model(model_folder))
-    if "text" in model.inputs and not texts:
+    # A model trained with modality dropout answers from what there is.
+    spares = model.inputs != {"text"} and getattr(model.config, "modality_dropout", 0.0) > 0
+    if "text" in model.inputs and not texts and not spares:
         raise UserError(
             f"{meta.get('name', 'the model')} reads transcripts as well as audio",
             where=model_folder,

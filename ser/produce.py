@@ -113,17 +113,16 @@ def features_of(setting: Setting, name: str) -> dict[str, Any]:
 
 def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
     """What the stored targets of a finished teacher are."""
-    folder = directory(setting.recipe, job) / "model"
-    facts = json.loads((folder / "model.json").read_text())
+    facts = json.loads((directory(setting.recipe, job) / "model" / "model.json").read_text())
     meta, targets = facts["meta"], setting.recipe.targets
     outputs = []
     if facts["classes"]:
         outputs.append(Output("logits", "utterance", (facts["classes"],), "float32"))
     if facts["dimensions"]:
         outputs.append(Output("dimensions", "utterance", (3,), "float32"))
-    if targets.embedding:
+    if targets.embedding and facts["embedding_size"]:
         outputs.append(Output("embedding", "utterance", (facts["embedding_size"],), targets.dtype))
-    invariant = facts["inputs"] == ["text"]
+    invariant = facts["inputs"] in (["text"], [])  # nothing: its answers were read from files
     fields = {
         "weights": facts["files"],
         "model": facts["config"],
@@ -133,8 +132,10 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "batch": {"slot_seconds": targets.slot_seconds},
         "precision": "fp32",
         "exposure": meta["exposure"],
-        "licences": meta["licences"],
+        "licences": sorted({*meta["licences"], *meta.get("inherited", [])}),
     }
+    if setting.recipe.data.text and "text" in facts["inputs"]:
+        fields["text"] = setting.recipe.data.text
     if not invariant:
         fields[VIEW_POLICY] = setting.policy.hash()
     return TargetSpec(job.model, tuple(outputs), fields, machine(), invariant)

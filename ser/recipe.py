@@ -59,12 +59,16 @@ class CorpusConfig(Strict):
 
 
 class DataConfig(Strict):
-    """The packed dataset: where, from which corpora, in shards of how many seconds."""
+    """The packed dataset: where, from which corpora, in shards of how many seconds.
+
+    `text: asr:<model>` reads the transcripts that `ser transcribe` wrote beside it instead of the corpora's own.
+    """
 
     path: str
     corpora: list[CorpusConfig] = Field(min_length=1)
     shard_seconds: float = Field(default=600, gt=0)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
+    text: str | None = Field(default=None, pattern=r"^asr:.+$")
 
 
 class ModelRecipe(Strict):
@@ -115,6 +119,11 @@ class ModelRecipe(Strict):
     def classical(self) -> bool:
         """Fitted by scikit-learn on functionals instead of trained in steps."""
         return self.model.kind == "classical"
+
+    @property
+    def ready(self) -> bool:
+        """Answers as it comes, head and all: fitted elsewhere, on what is unknown here."""
+        return self.train is None and self.model.kind in ("audeering", "external")
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -281,12 +290,8 @@ class Recipe(Strict):
                     f"models.{name} is classical: it is fitted at once, without train and objective"
                 )
             self._encoders_fit(name)
-            if (
-                model.train is None
-                and not model.components
-                and not model.classical
-                and model.role != "encoder"
-            ):
+            whole = model.components or model.classical or model.ready or model.role == "encoder"
+            if model.train is None and not whole:
                 raise ValueError(f"models.{name} is neither trained nor made of other models")
             for other in model.needs:
                 if self.models[other].classical:

@@ -1,4 +1,4 @@
-"""How fast a trained model answers on one CPU thread: a quick figure for the report, no benchmark.
+"""How fast a trained model answers on one CPU thread, and how many multiply-accumulates that takes: no benchmark.
 
 The audio is decoded beforehand; features are computed inside the clock. One utterance at a time, the best of a few
 passes, so that a busy machine disturbs it little.
@@ -15,6 +15,7 @@ import torch
 
 from ser.frames import attach
 from ser.inputs import complete, needs_of
+from ser.macs import HOW, count_macs
 from ser.models import load
 from ser.models.probe import LAYERS
 from ser.setting import Setting
@@ -37,7 +38,8 @@ def real_time_factor(
         encoder: The encoder that a probe reads, whose time counts.
 
     Returns:
-        factor (0.01 is a hundred times faster than speech), and how it was measured.
+        factor (0.01 is a hundred times faster than speech), macs (multiply-accumulates a second of speech, same
+        utterances), and how both were measured.
     """
     model, meta = load(folder)
     attach(model, folder, meta)
@@ -60,8 +62,11 @@ def real_time_factor(
     finally:
         torch.set_num_threads(threads)
     speech = float(np.asarray(setting.dataset.samples)[chosen].sum()) / SAMPLE_RATE
+    macs = count_macs(lambda batch: model(complete(batch, model)), batches)  # a frozen encoder counts too
     return {
         "factor": best / speech,
+        "macs": macs / speech,
+        "macs_how": HOW,
         "utterances": len(chosen),
         "speech_seconds": speech,
         "how": f"{len(chosen)} test utterances one by one, 1 CPU thread, best of {PASSES}, decoding not counted",

@@ -111,7 +111,9 @@ class Term(Strict):
 
     `weights` of multi_kl: `cosine` (softmax of the cosine of student and teacher logits over `tau`, each utterance on its
     own: Bijoy et al. 2025, equation 1), `batch_cosine` (of the batch's mean cosine, as their released code; LEGACY),
-    `uniform`, `language` (the teacher of the utterance's own language alone: an oracle that needs the language).
+    `uniform`, `language` (the teacher of the utterance's own language alone: an oracle that needs the language),
+    `uncertainty` (who is sure of the utterance counts for more) and `agreement` (who stands alone counts for less), both
+    softmaxes over `tau`.
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset({"mix", "projector"})
@@ -124,7 +126,7 @@ class Term(Strict):
     direction: Literal["forward", "reverse"] = "forward"
     reduction: Literal["batchmean", "mean"] = "batchmean"
     distance: Literal["cosine", "mse", "l1"] = "cosine"
-    weights: Literal["cosine", "batch_cosine", "uniform", "language"] = "cosine"
+    weights: Literal["cosine", "batch_cosine", "uniform", "language", "uncertainty", "agreement"] = "cosine"
     tau: float = Field(default=0.25, gt=0)
     scope: Literal["step", "slot"] = "step"
     rows: Literal["all", "unlabelled"] = "all"

@@ -104,6 +104,7 @@ class Acoustic(SERModel):
         self.pool = POOLING[config.pooling](shape.hidden_size)
         self.heads = Heads(self.pool.size, config, classes, dimensions)
         self.embedding_size = self.heads.size
+        self.sequence_size = shape.hidden_size
 
     def freeze(self, part: str) -> None:
         """Take a part of the encoder out of training; see `AcousticConfig.freeze`."""
@@ -126,6 +127,13 @@ class Acoustic(SERModel):
         else:
             pooled = self.pool(self.mix(*hidden), mask)
         return self.heads(pooled, batch.lengths > 0)
+
+    def sequence(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, mask = self._hidden(batch, every_layer=self.mix is not None)
+        return hidden[-1] if self.mix is None else self.mix(*hidden), mask, batch.lengths > 0
+
+    def unused_in_sequence(self) -> list[nn.Module]:
+        return [self.heads, self.pool]
 
     def layer_pooled(self, batch: Inputs) -> Tensor:
         """(B, layers + 1, size): the masked mean of every hidden state, for layer-wise targets and probes."""

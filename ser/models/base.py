@@ -58,12 +58,13 @@ class Heads(nn.Module):
         self.categorical = nn.Linear(self.size, classes) if classes else None
         self.dimensional = nn.Linear(self.size, len(DIMENSIONS)) if dimensions else None
         self.sigmoid = config.dimension_activation == "sigmoid"
+        self.bend = torch.relu
         if self.dimensional is not None and not self.sigmoid:
             # The middle of the scale, so that early steps are not spent on the offset.
             nn.init.constant_(self.dimensional.bias, 0.5)
 
     def forward(self, pooled: Tensor, has_input: Tensor) -> ModelOutput:
-        embedding = pooled if self.embed is None else torch.relu(self.embed(self.dropout(pooled)))
+        embedding = pooled if self.embed is None else self.bend(self.embed(self.dropout(pooled)))
         hidden = self.dropout(embedding)
         keep = has_input.unsqueeze(-1)
         logits = self.categorical(hidden) if self.categorical is not None else None
@@ -87,6 +88,7 @@ class SERModel(nn.Module):
         embedding_size: E.
         text_from: Where its texts come from: "text" or "extra.<name>".
         attached: Encoders at hand by name, for frames that a batch does not bring (`ser.frames`); no part of the model.
+        sequence_size: Channels of what `sequence` gives; 0 for a model without.
     """
 
     text_from: str = "text"
@@ -98,6 +100,15 @@ class SERModel(nn.Module):
         self.config, self.classes, self.dimensions = config, int(classes), bool(dimensions)
         self.embedding_size = 0
         self.attached: dict[str, Any] = {}
+        self.sequence_size = 0
+
+    def sequence(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states before pooling, for fusion that attends: (B, T, C), mask (B, T) and has_input (B,)."""
+        raise NotImplementedError
+
+    def unused_in_sequence(self) -> list[nn.Module]:
+        """Modules that `sequence` does not reach: they would have no gradient."""
+        return []
 
     def answer(self, batch: Inputs) -> ModelOutput:
         """Output for a batch of one row or more; what a kind of model implements."""

@@ -162,6 +162,56 @@ class SpeechConfig(AcousticConfig):
     freeze: Literal["none", "feature_encoder", "encoder"] = "none"
 
 
+class AudeeringConfig(AcousticConfig):
+    """A checkpoint of audEERING's dimensional wav2vec2 layout, head included (`ser.models.adapters`).
+
+    Attributes:
+        labels: Order of its three outputs; None reads the checkpoint's id2label.
+        scale: Its lowest and highest value, mapped to [0, 1].
+    """
+
+    kind: Literal["audeering"] = "audeering"
+    layers: Literal["last"] = "last"
+    pooling: Literal["mean"] = "mean"
+    embedding: None = None
+    dropout: Probability = 0.0
+    labels: tuple[str, str, str] | None = None
+    scale: tuple[float, float] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _adapted(self):
+        if self.name is None:
+            raise ValueError("kind audeering needs the name or folder of a checkpoint")
+        if self.scale[0] >= self.scale[1]:
+            raise ValueError("scale is (lowest, highest)")
+        return self
+
+
+class ExternalConfig(_Config):
+    """Answers of a model that ran elsewhere, read from files (`ser.models.external`): a teacher without weights here.
+
+    Attributes:
+        files: A .jsonl or .parquet table with `key`, or a folder of <key>.npy embeddings.
+        labels: Order of its `probabilities` or `logits`, in its own words.
+        classes: Its label to the protocol's class (several may meet in one), null for one that is dropped. Needed unless
+            its labels are the protocol's classes.
+        dimensions: Order of its `dimensions`; with `scale` mapped to [0, 1].
+        any_view: Give the clean utterance's answer to every view, which is not the view that was answered.
+        licence: Of the model that answered, as its owner states it.
+        model: What it is called in cards, for example emotion2vec/emotion2vec_plus_large.
+    """
+
+    kind: Literal["external"] = "external"
+    files: str
+    model: str = Field(min_length=2)
+    licence: str = Field(min_length=2)
+    labels: tuple[str, ...] = ()
+    classes: dict[str, str | None] = {}
+    dimensions: tuple[Literal["valence", "arousal", "dominance"], ...] = ()
+    scale: tuple[float, float] = (0.0, 1.0)
+    any_view: bool = False
+
+
 class FrameConfig(HeadConfig):
     """A network over frame features: strided convolutions, residual blocks, an optional mixer over time, pooling.
 
@@ -327,33 +377,49 @@ class TCGRUConfig(HeadConfig):
         return tuple(name for name in self.streams if name != "mel")
 
 
+class CrossConfig(_Config):
+    """How fusion in mode cross attends: layers, heads, and the width of the feed-forward part in multiples."""
+
+    layers: Positive = 1
+    heads: Positive = 4
+    widen: Positive = 2
+
+
 class FusedConfig(HeadConfig):
     """Several models as one.
 
     Attributes:
         mode: "product" adds log-posteriors of trained, frozen components and corrects for the class prior; "concat"
-            puts the embeddings side by side; "gated" mixes them by a learned softmax gate.
+            puts the embeddings side by side; "gated" mixes them by a learned softmax gate; "cross" lets the frames
+            and tokens of each component attend to those of the others, then mixes what they pool to by the same gate.
+        cross: Mode cross only: how it attends.
         components: Name to configuration; None where the built model is handed to `build`.
         frozen: Keep the components as they are (always so in "product").
         dimension_weights: Product only: "learned", or name to one weight or to one weight a dimension; None is equal.
-        modality_dropout: Concat and gated: chance that a component is left out of a row while training.
+        modality_dropout: All but product: chance that a component is left out of a row while training. With it above
+            0 the model is made to answer with any of its modalities missing.
         freeze: Where components are not `frozen`: component -> the part of its encoder that is all the same
             ("feature_encoder", "embeddings", "all_embeddings", "encoder"), beside what its own configuration freezes.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"freeze"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"freeze", "cross"})
 
     kind: Literal["fused"] = "fused"
-    mode: Literal["product", "concat", "gated"] = "concat"
+    mode: Literal["product", "concat", "gated", "cross"] = "concat"
     components: dict[str, "ModelConfig | None"]
     frozen: bool = True
     dimension_weights: Literal["learned"] | dict[str, float | tuple[float, float, float]] | None = None
     modality_dropout: Probability = 0.0
     embedding: Positive | None = 256
     freeze: dict[str, Literal["feature_encoder", "embeddings", "all_embeddings", "encoder"]] = {}
+    cross: CrossConfig | None = None
 
     @model_validator(mode="after")
     def _shape(self):
+        if self.cross is not None and self.mode != "cross":
+            raise ValueError(f"cross says nothing with mode {self.mode}")
+        if self.mode == "cross" and self.embedding and self.embedding % self.attends.heads:
+            raise ValueError(f"cross.heads {self.attends.heads} must divide embedding {self.embedding}")
         if len(self.components) < 2:
             raise ValueError("a fused model needs two components or more")
         for name in self.components:
@@ -373,6 +439,11 @@ class FusedConfig(HeadConfig):
             raise ValueError("dimension_weights must name exactly the components")
         return self
 
+    @property
+    def attends(self) -> CrossConfig:
+        """How mode cross attends, defaults filled in."""
+        return self.cross or CrossConfig()
+
 
 class ClassicalConfig(_Config):
     """A linear classifier over functionals, fitted by scikit-learn instead of gradient steps (`ser.classical`).
@@ -387,13 +458,7 @@ class ClassicalConfig(_Config):
     kind: Literal["classical"] = "classical"
     features: Literal["egemaps", "mfcc"] = "egemaps"
     classifier: Literal["svm", "logistic"] = "svm"
-    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
-        0.001,
-        0.003,
-        0.01,
-        0.03,
-        0.1,
-    )
+    grid: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (0.001, 0.003, 0.01, 0.03, 0.1)  # fmt: skip
     class_weights: Literal["balanced", "none"] = "balanced"
 
 
@@ -431,6 +496,8 @@ ModelConfig = Annotated[
     | EncoderConfig
     | SpeechConfig
     | TCGRUConfig
+    | AudeeringConfig
+    | ExternalConfig
     | ClassicalConfig
     | ProbeConfig,
     Field(discriminator="kind"),
@@ -455,5 +522,5 @@ def parse_config(config: "Mapping[str, Any] | ModelConfig", where: str = "model"
         raise UserError(
             "the model's configuration is wrong: " + "; ".join(faults[:3]) + more,
             where=where,
-            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, speech, tcgru, probe, classical; ser/models/config.py lists their keys",
+            hint="kinds are linguistic, prosodic, acoustic, fused, conv, encoder, speech, tcgru, probe, audeering, external, classical; ser/models/config.py lists their keys",
         ) from None

@@ -1,7 +1,7 @@
-"""Several models as one: a product of trained experts, embeddings side by side, or a learned gate.
+"""Several models as one: a product of trained experts, embeddings side by side, a learned gate, or cross attention.
 
 Guarantees: a component without input for a row (no transcript) is left out of that row and its share is spread over
-the others; a row without any input answers zeros with `has_input` False. Frozen components stay in evaluation mode
+the others, and so is one whose input the whole batch lacks; a row without any input answers zeros with `has_input` False. Frozen components stay in evaluation mode
 and get no gradient. Unfrozen components' own heads, which fusion does not use, are taken out of training.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ser.models import hub
 from ser.models.base import DIMENSIONS, Heads, Inputs, ModelOutput, SERModel
 from ser.models.config import FusedConfig
+from ser.models.cross import CrossAttended
 from ser.objectives import product_of_experts
 from shards.errors import UserError
 
@@ -73,11 +74,23 @@ class Gate(nn.Module):
         return (weights.unsqueeze(-1) * values).sum(0)
 
 
+def given(part: SERModel, batch: Inputs) -> bool:
+    """Whether a batch carries all that a component reads; a column that is not there counts as missing in every row."""
+    carried = {*batch.features}
+    if batch.waveform is not None:
+        # Frames that were not handed over are computed from the waveform by the models that can.
+        carried |= {"waveform", "mel"}
+    if batch.text is not None:
+        carried.add("text")
+    return part.inputs <= carried or isinstance(part, Fused)
+
+
 class Fused(SERModel):
     """Reads what its components read."""
 
     config: FusedConfig
     gate: Gate | None
+    cross: CrossAttended | None
     heads: Heads | None
     dimension_mix: DimensionMix | None
     log_prior: Tensor
@@ -97,7 +110,7 @@ class Fused(SERModel):
         self.inputs = frozenset(name for part in self.parts.values() for name in part.inputs)
         self.needs_equal_lengths = any(part.needs_equal_lengths for part in self.parts.values())
         sizes = [part.embedding_size for part in self.parts.values()]
-        self.dimension_mix = self.gate = self.heads = None
+        self.dimension_mix = self.gate = self.cross = self.heads = None
         if config.mode == "product":
             self._check_experts()
             if classes:
@@ -111,6 +124,11 @@ class Fused(SERModel):
             self.embedding_size = self.heads.size
         else:
             assert config.embedding is not None
+            if config.mode == "cross":
+                self._check_sequences()
+                widths = [part.sequence_size for part in self.parts.values()]
+                self.cross = CrossAttended(widths, config.embedding, config.attends, config.dropout)
+                sizes = [config.embedding] * len(sizes)
             self.gate = Gate(sizes, config.embedding)
             self.heads = Heads(
                 config.embedding, config.model_copy(update={"embedding": None}), classes, dimensions
@@ -127,6 +145,10 @@ class Fused(SERModel):
                 hint="give them the same text_from",
             )  # fmt: skip
         self.text_from = read.pop() if read else "text"
+        if config.mode == "cross":
+            for part in self.parts.values():
+                for module in part.unused_in_sequence():
+                    hub.freeze(module)
         for part in self.components.modules():
             if isinstance(part, Heads):
                 for head in (part.categorical, part.dimensional):
@@ -156,8 +178,13 @@ class Fused(SERModel):
             self.log_prior.copy_((prior / prior.sum()).log())
 
     def answer(self, batch: Inputs) -> ModelOutput:
+        if self.cross is not None:
+            return self._cross(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            outputs = [part(batch) for part in self.parts.values()]
+            outputs = [
+                part(batch) if given(part, batch) else self._nothing(part, batch)
+                for part in self.parts.values()
+            ]
         present = torch.stack([out.has_input for out in outputs])
         if self.config.mode == "product":
             return self._product(outputs, present)
@@ -169,6 +196,34 @@ class Fused(SERModel):
         ]
         pooled = self.gate(embeddings, present) if self.gate is not None else torch.cat(embeddings, -1)
         return self.heads(pooled, has_input)
+
+    def _cross(self, batch: Inputs) -> ModelOutput:
+        assert self.cross is not None and self.gate is not None and self.heads is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
+            found = [
+                part.sequence(batch) if given(part, batch) else self._silent(part, batch)
+                for part in self.parts.values()
+            ]
+        present = torch.stack([here for _, _, here in found])
+        has_input = present.any(0)
+        present = self._dropped(present)
+        pooled = self.cross([x for x, _, _ in found], [mask for _, mask, _ in found], present)
+        return self.heads(self.gate(pooled, present), has_input)
+
+    def _nothing(self, part: SERModel, batch: Inputs) -> ModelOutput:
+        """What a component says to a batch that does not carry its input at all."""
+        rows, like = self.rows_of(batch), {"device": self.device, "dtype": self.dtype}
+        return ModelOutput(
+            torch.zeros(rows, part.classes, **like) if part.classes else None,
+            torch.zeros(rows, len(DIMENSIONS), **like) if part.dimensions else None,
+            torch.zeros(rows, part.embedding_size, **like),
+            torch.zeros(rows, dtype=torch.bool, device=self.device),
+        )
+
+    def _silent(self, part: SERModel, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        rows, no = self.rows_of(batch), {"dtype": torch.bool, "device": self.device}
+        hidden = torch.zeros(rows, 1, part.sequence_size, device=self.device, dtype=self.dtype)
+        return hidden, torch.zeros(rows, 1, **no), torch.zeros(rows, **no)
 
     def train(self, mode: bool = True) -> "Fused":
         super().train(mode)
@@ -224,6 +279,15 @@ class Fused(SERModel):
             return present
         kept = present & (torch.rand(present.shape, device=present.device) >= self.config.modality_dropout)
         return torch.where(kept.any(0), kept, present)
+
+    def _check_sequences(self) -> None:
+        mute = [name for name, part in self.parts.items() if not part.sequence_size]
+        if mute:
+            raise UserError(
+                f"components {', '.join(mute)} have no frames or tokens to attend to",
+                where="fused model, mode cross",
+                hint="use mode gated or concat with models that are fused themselves",
+            )
 
     def _check_experts(self) -> None:
         for head, wanted in (("classes", self.classes), ("dimensions", self.dimensions)):

@@ -53,7 +53,7 @@ def load_backbone(config: PretrainedConfig, overrides: Mapping[str, Any], stored
             ) from error
     assert config.name is not None
     source = {"revision": config.revision, "local_files_only": config.local_files_only}
-    with _hub_errors(config), _quiet():
+    with hub_errors(config), _quiet():
         shape = transformers.AutoConfig.from_pretrained(config.name, trust_remote_code=False, **source)
         _override(shape, config, overrides)
         model, report = transformers.AutoModel.from_pretrained(
@@ -156,7 +156,7 @@ def _drop_pooler(model: Any) -> Any:
 
 
 @contextmanager
-def _hub_errors(config: PretrainedConfig) -> Iterator[None]:
+def hub_errors(config: PretrainedConfig) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:

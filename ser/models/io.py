@@ -149,6 +149,13 @@ def load(directory: str | os.PathLike) -> tuple[SERModel, dict[str, Any]]:
     return model.eval(), facts["meta"]
 
 
+def empty(
+    config: ModelConfig, classes: int, dimensions: bool, skeleton: dict[str, Any], files: Mapping[str, bytes]
+) -> SERModel:
+    """The shape of a model from facts alone, as loading builds it: no hub, no texts; on the meta device no memory."""
+    return _make(config, classes, dimensions, skeleton=skeleton, files=files)
+
+
 def _make(
     config: ModelConfig,
     classes: int,
@@ -194,6 +201,14 @@ def _make(
         from ser.models.speech import Speech
 
         return Speech(config, texts, skeleton)
+    if config.kind == "audeering":
+        from ser.models.adapters import Audeering
+
+        return Audeering(config, classes, dimensions, skeleton)
+    if config.kind == "external":
+        from ser.models.external import External
+
+        return External(config, classes, dimensions, skeleton)
     if config.kind == "encoder":
         from ser.models.students import Encoder
 

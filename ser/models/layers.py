@@ -166,9 +166,16 @@ class FrameNetwork(nn.Module):
                 size = layer.size
         pool = POOLING[config.pooling](size)
         self.pool, self.statistics = pool, config.statistics
+        # Channels of a frame before pooling.
+        self.mixed = size
         self.size = pool.size + (2 * config.inputs_size if config.statistics else 0)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x, mask, about = self.hidden(x, lengths)
+        return torch.cat([self.pool(x, mask), *about], -1)
+
+    def hidden(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """What is pooled: (B, T', mixed) frames with their mask (B, T'), and the utterance's statistics if asked for."""
         if x.shape[1] == 0:
             x = x.new_zeros(x.shape[0], 1, x.shape[2])
         mask = frame_mask(lengths, x.shape[1])
@@ -190,4 +197,4 @@ class FrameNetwork(nn.Module):
             x = torch.cat([x, features], -1)
         for layer in self.mixer:
             x = layer(x, mask)
-        return torch.cat([self.pool(x, mask), *(part.to(dtype) for part in about)], -1)
+        return x, mask, tuple(part.to(dtype) for part in about)

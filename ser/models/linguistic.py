@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ser.models import hub
 from ser.models.base import Heads, Inputs, ModelOutput, SERModel
@@ -52,6 +53,7 @@ class Linguistic(SERModel):
         self.pool = POOLING[config.pooling](self.encoder.config.hidden_size)
         self.heads = Heads(self.pool.size, config, classes, dimensions)
         self.embedding_size = self.heads.size
+        self.sequence_size = self.encoder.config.hidden_size
 
     def freeze(self, part: str) -> None:
         """Take a part of the encoder out of training; see `LinguisticConfig.freeze`."""
@@ -65,6 +67,13 @@ class Linguistic(SERModel):
             raise UserError(f"a text encoder has no {part} to freeze", where="freeze")
 
     def answer(self, batch: Inputs) -> ModelOutput:
+        hidden, mask, given = self.sequence(batch)
+        return self.heads(self.pool(hidden, mask), given)
+
+    def unused_in_sequence(self) -> list[nn.Module]:
+        return [self.heads, self.pool]
+
+    def sequence(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         if batch.text is None:
             raise UserError(
                 "the batch carries no texts", where="linguistic model", hint="ask the loader for text"
@@ -77,7 +86,7 @@ class Linguistic(SERModel):
         numbers, mask, given = (x.to(self.device) for x in (numbers, mask, given))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.freeze != "encoder"):
             hidden = self.encoder(input_ids=numbers, attention_mask=mask.long()).last_hidden_state
-        return self.heads(self.pool(hidden, mask), given)
+        return hidden, mask, given
 
     def train(self, mode: bool = True) -> "Linguistic":
         super().train(mode)

@@ -1,7 +1,7 @@
 """The prosodic teacher: low-level descriptors of pitch, loudness, spectrum and voice quality, frame by frame."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser.features.prosody import NAMES, SPECTRAL
 from ser.models.base import Heads, Inputs, ModelOutput, SERModel
@@ -21,12 +21,13 @@ class FrameModel(SERModel):
         size = self.network.size + (self.functionals.size if self.functionals is not None else 0)
         self.heads = Heads(size, config, classes, dimensions)
         self.embedding_size = self.heads.size
+        self.sequence_size = self.network.mixed
 
     def frames(self, batch: Inputs) -> tuple[Tensor, Tensor]:
         """Features (B, T, F) and their lengths (B,)."""
         raise NotImplementedError
 
-    def answer(self, batch: Inputs) -> ModelOutput:
+    def _checked(self, batch: Inputs) -> tuple[Tensor, Tensor]:
         frames, lengths = self.frames(batch)
         if frames.shape[-1] != self.config.inputs_size:
             raise UserError(
@@ -34,6 +35,18 @@ class FrameModel(SERModel):
                 where=f"{self.config.kind} model",
                 hint="make the stored features' setting and the model's agree",
             )
+        return frames, lengths
+
+    def sequence(self, batch: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        frames, lengths = self._checked(batch)
+        hidden, mask, _ = self.network.hidden(frames, lengths)
+        return hidden, mask, lengths > 0
+
+    def unused_in_sequence(self) -> list[nn.Module]:
+        return [self.heads, self.network.pool]
+
+    def answer(self, batch: Inputs) -> ModelOutput:
+        frames, lengths = self._checked(batch)
         pooled = self.network(frames, lengths)
         if self.functionals is not None:
             pooled = torch.cat([pooled, self.functionals(frames, lengths).to(pooled.dtype)], -1)

@@ -14,9 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ser.report.words import LOWER_IS_BETTER, METRICS, count, number, title
+from ser.report.words import LOWER_IS_BETTER, METRICS, number, title
 
 COLOURS = {"teacher": "#3366aa", "student": "#1b7837", "baseline": "#8a6d00", "control": "#9b2d7f"}
 MARKS = {"teacher": "s", "student": "o", "baseline": "D", "control": "X"}
@@ -330,46 +329,3 @@ def sureness(report: dict[str, Any], names: list[str]) -> dict[str, Any]:
         for n in names
     )
     return image(f"Entropy of the teachers' answers. {told}", 5.6, draw, 1.3 + 0.32 * len(names))
-
-
-def sizes(report: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Score against number of parameters."""
-    factor = METRICS[metric][2]
-    points = [
-        (n, m["role"], m["parameters"], m["scores"]["labels"]["pooled"][metric]["value"])
-        for n, m in ((n, report["models"][n]) for n in report["order"])
-        if metric in m["scores"]["labels"]["pooled"]
-        and m["scores"]["labels"]["pooled"][metric]["value"] is not None
-    ]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for role in dict.fromkeys(p[1] for p in points):
-            mine = [p for p in points if p[1] == role]
-            axes.plot(
-                [p[2] for p in mine], [p[3] * factor for p in mine], ls="", marker=MARKS[role], ms=8, color=COLOURS[role],
-                label=role,
-            )  # fmt: skip
-        axes.set_xscale("log")
-        axes.margins(x=0.3, y=0.15)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=9))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        for (name, _, x, _y), at in zip(points, _apart([p[3] * factor for p in points]), strict=True):
-            axes.annotate(name, (x, at), xytext=(8, 0), textcoords="offset points", fontsize=8, va="center")
-        axes.grid()
-        axes.set_xlabel("parameters")
-        axes.set_ylabel(title(metric) + (" in %" if factor == 100 else ""))
-        figure.legend(loc="outside lower center", ncols=4)
-
-    told = "; ".join(f"{n} {p:,} parameters, {number(v, metric)}" for n, _, p, v in points)
-    return image(f"{title(metric)} against size: {told}", 5.0, draw, 3.2)
-
-
-def _apart(heights: list[float], share: float = 0.07) -> list[float]:
-    """Heights of labels: moved up where they would lie upon each other."""
-    gap = share * (max(heights) - min(heights)) if heights else 0.0
-    out, last = list(heights), -np.inf
-    for i in np.argsort(heights, kind="stable"):
-        out[i] = last = max(heights[i], last + gap)
-    return out

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ser.report import figures, layout, words
+from ser.report import cost, figures, layout, words
 from ser.report.tables import (
     calibration_table,
     comparison_rows,
@@ -95,7 +95,7 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
         "targets": report.get("targets", UNTOLD),
         "calibrations": calibration_figures(report),
         "calibration_table": calibration_table(report),
-        "size_figure": figures.sizes(report, metric),
+        "cost_figures": cost.ladder(report, metric),
         "findings": merged_findings(report),
         "unanswered": [n for n in report["order"] if any(_silent(report["models"][n]))],
         "tuned": {n: m["exposure"] for n, m in report["models"].items() if m["exposure"]["tuned"]},

@@ -313,6 +313,7 @@ def test_facts(run):
     assert student["exposure"]["unknown"] == [] and student["exposure"]["tuning"] == "untuned"
     assert student["licences"]["restricted"] == ["CC BY-NC-SA 4.0"]
     assert 0 < student["speed"]["factor"] < 50 and "1 CPU thread" in student["speed"]["how"]
+    assert student["speed"]["macs"] > 1000 and "FlopCounterMode" in student["speed"]["macs_how"]
     assert len(student["trainings"]) == 9 and {t["steps"] for t in student["trainings"]} == {40}
     folder = directory(setting.recipe, Job("fold-1", "student", 0)) / "model"
     assert student["bytes"] == (folder / "model.safetensors").stat().st_size

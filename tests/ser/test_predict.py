@@ -95,3 +95,15 @@ def test_the_command_writes_a_line_a_file(speech, tmp_path):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and len(lines) == 2 and "1 of 2" in done.stderr
     assert set(lines[0]["dimensions"]) == {"valence", "arousal", "dominance"} and "empty" in lines[1]["error"]
+
+
+def test_a_model_trained_with_modality_dropout_needs_no_transcripts(speech, tmp_path):
+    parts = {"text": tiny.BERT, "sound": tiny.HUBERT}
+    fused = {"kind": "fused", "mode": "cross", "components": parts, "frozen": False, "embedding": 8}
+    strict = saved(tmp_path / "strict", fused)
+    with pytest.raises(UserError, match="reads transcripts"):
+        next(predict(strict, [str(speech)]))
+    spares = saved(tmp_path / "spares", fused | {"modality_dropout": 0.2})
+    alone = list(predict(spares, [str(speech / "f0.wav")]))
+    told = list(predict(spares, [str(speech / "f0.wav")], texts={"f0.wav": "bad awful"}))
+    assert "error" not in alone[0] and alone[0]["probabilities"] != told[0]["probabilities"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ser.models.known import sizes
+from ser.capacity import plan
 from ser.protocol import load_protocol
 from ser.recipe import load
 from tests.ser.run_here import run_here
@@ -51,7 +51,7 @@ def test_every_fold_has_its_own_teachers_and_legacy_says_so():
 
 def test_the_full_models_have_the_papers_sizes():
     """HuBERT-base 94.4 M with 4.2 M of convolutions frozen, BERT-base 108.9 M without its pooler."""
-    counted = {size.name: size for size in sizes(load("emodistill/full"))}
+    counted = {size.name: size for size in plan(load("emodistill/full"))}
     assert round(counted["emodistill"].backbone / 1e6, 2) == 94.37
     assert round(counted["emodistill"].backbone_trainable / 1e6, 2) == 90.17
     assert round(counted["linguistic"].backbone / 1e6, 1) == 108.9

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ser.models.known import sizes
+from ser.capacity import plan
 from ser.recipe import load
 from tests.ser.run_here import run_here
 
@@ -26,7 +26,7 @@ def millions(count: int, digits: int = 1) -> float:
 
 def test_the_trained_share_is_the_papers():
     """The counts of the papers' reconstruction: 61.8 M of 315.4 M (or of the 311.2 M that are trained of it)."""
-    counted = {size.name: size for size in sizes(load("oliveira2023/full"))}
+    counted = {size.name: size for size in plan(load("oliveira2023/full"))}
     fusion, large = counted["fusion"], counted["first24"]
     assert millions(large.backbone) == 315.4 and millions(large.backbone_trainable) == 311.2
     assert millions(fusion.backbone) == 89.9 and millions(fusion.backbone_trainable) == 61.8
@@ -36,7 +36,7 @@ def test_the_trained_share_is_the_papers():
     assert millions(counted["distilbert"].backbone, 2) == 66.36
     assert millions(counted["hubert_base"].backbone, 2) == 94.37
     # a frozen encoder is counted, and nothing of it is trained
-    assert millions(counted["layer12"].total) == 315.7 and millions(counted["layer12"].trainable) == 0.3
+    assert millions(counted["layer12"].parameters) == 315.7 and millions(counted["layer12"].trainable) == 0.3
 
 
 def test_the_other_shares_of_the_reconstruction():
@@ -46,7 +46,7 @@ def test_the_other_shares_of_the_reconstruction():
     for overrides, wanted in (
         (whole, 89.9), (whole[1:], 85.7), ([f"{base}.text.freeze=encoder"], 19.3),
     ):  # fmt: skip
-        counted = {size.name: size for size in sizes(load("oliveira2023/full", overrides))}
+        counted = {size.name: size for size in plan(load("oliveira2023/full", overrides))}
         assert millions(counted["fusion"].backbone_trainable) == wanted
 
 

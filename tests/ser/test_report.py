@@ -99,8 +99,8 @@ def test_the_page_is_whole(run):
     for name in report["order"]:
         assert page.words.count(name) >= 8
     # two score plots, two of differences, one of teachers, five curves, six confusions, four of groups, six
-    # calibrations, one of sizes
-    assert len(page.all("img")) == 2 + 2 + 1 + 5 + 6 + 4 + 6 + 1
+    # calibrations, three of cost: parameters, multiply-accumulates, real-time factor
+    assert len(page.all("img")) == 2 + 2 + 1 + 5 + 6 + 4 + 6 + 3
 
 
 def test_numbers_on_the_page_are_those_of_the_report(run):

@@ -70,6 +70,10 @@ CONFIGS = {
     "tc-gru": {**CONV, "strides": [1], "kernel": 3, "blocks": 0, "skip": True, "mixer": "gru", "mixer_layers": 2, "pooling": "last"},
     "product": {"kind": "fused", "mode": "product", "components": dict.fromkeys(TEAM), "dimension_weights": "learned"},
     "concat": {"kind": "fused", "mode": "concat", "components": TEAM, "frozen": False, "modality_dropout": 0.3},
+    "cross": {
+        "kind": "fused", "mode": "cross", "components": TEAM, "frozen": False, "embedding": 12,
+        "cross": {"layers": 2, "heads": 2}, "modality_dropout": 0.3,
+    },
     "gated": {"kind": "fused", "mode": "gated", "components": TEAM, "frozen": False, "embedding": 12},
 }  # fmt: skip
 

@@ -1,12 +1,18 @@
 """Fusion: Bayes' product, missing modalities, frozen components, modality dropout."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 
 from ser.models import build, load, save
+from ser.models.cross import Attend
 from ser.models.fused import DimensionMix
 from ser.objectives import product_of_experts
 from shards.errors import UserError
+
+PART = {"kind": "prosodic", "width": 8, "strides": [2], "blocks": 0}
 
 
 def test_product_multiplies_the_experts_that_answer(tiny):
@@ -67,13 +73,16 @@ def test_product_refuses_what_does_not_fit(tiny):
 
 def test_a_missing_modality_may_hold_anything(tiny):
     """Rows without text must not depend on what the text model says of them."""
-    for kind in ("product", "concat", "gated"):
+    for kind in ("product", "concat", "gated", "cross"):
         model, batch = tiny.make(kind).eval(), tiny.batch()
         batch.text = [None] * 5
         with torch.no_grad():
             before = model(batch)
             for p in model.components["text"].parameters():
                 p.add_(torch.randn_like(p))
+            if kind == "cross":
+                for part in (model.cross.maps[0], model.gate.maps[0], model.gate.scores[0]):
+                    part.bias.add_(3.0)
             if kind == "gated":
                 for part in (model.gate.maps[0], model.gate.scores[0]):
                     part.bias.add_(3.0)
@@ -105,7 +114,7 @@ def test_modality_dropout_spares_the_last(tiny):
     assert torch.equal(model.eval()._dropped(present), present)
 
 
-@pytest.mark.parametrize("mode", ["concat", "gated"])
+@pytest.mark.parametrize("mode", ["concat", "gated", "cross"])
 def test_frozen_components_stay_still(tiny, mode):
     team = tiny.make("product").components
     model = build(
@@ -140,3 +149,84 @@ def test_hub_names_are_those_of_the_components(tiny):
     text.config = text.config.model_copy(update={"name": "somebody/bert", "config": None})
     sound.config = sound.config.model_copy(update={"name": "somebody/hubert", "config": None})
     assert model.hub_names == ("somebody/bert", "somebody/hubert")
+
+
+EVERY = ("text", "voice", "sound")
+SUBSETS = [set(s) for n in (1, 2, 3) for s in itertools.combinations(EVERY, n)]
+
+
+def keep_only(batch, kept: set[str], whole: bool):
+    """The batch with only some modalities: their columns gone altogether, or empty in each row."""
+    batch.text = batch.text if "text" in kept else None if whole else [None] * 5
+    if "sound" not in kept:
+        batch.waveform = None if whole else batch.waveform
+        batch.lengths = batch.lengths if whole else torch.zeros_like(batch.lengths)
+    if "voice" not in kept:
+        if whole:
+            del batch.features["prosody"], batch.feature_lengths["prosody"]
+        else:
+            batch.feature_lengths["prosody"] = torch.zeros_like(batch.feature_lengths["prosody"])
+    return batch
+
+
+@pytest.mark.parametrize("mode", ["product", "concat", "gated", "cross"])
+@pytest.mark.parametrize("kept", SUBSETS, ids="+".join)
+def test_any_modality_may_be_missing(tiny, mode, kept):
+    """A column that is not there answers as one that is empty in every row, and rows with anything left are answered."""
+    model = tiny.make(mode).eval()
+    with torch.no_grad():
+        gone, empty = (model(keep_only(tiny.batch(), kept, whole)) for whole in (True, False))
+    assert gone.has_input[:4].all() and gone.has_input[4] == empty.has_input[4]
+    torch.testing.assert_close(gone.logits[:4], empty.logits[:4])
+    torch.testing.assert_close(gone.dimensions[:4], empty.dimensions[:4])
+    assert gone.logits.isfinite().all()
+
+
+def test_cross_attention_hears_the_other_modality(tiny):
+    """The state of one modality depends on what the others say, and on nothing behind their ends."""
+    model, batch = tiny.make("cross").eval(), tiny.batch()
+    pooled = {}
+    model.gate.register_forward_hook(lambda _, inputs, __: pooled.update(now=inputs[0]))
+    with torch.no_grad():
+        model(batch)
+        before = [x.clone() for x in pooled["now"]]
+        batch.text[0] = "so happy, so happy"
+        model(batch)
+    voice = EVERY.index("voice")
+    assert not torch.allclose(before[voice][0], pooled["now"][voice][0])
+    assert torch.equal(before[voice][1:4], pooled["now"][voice][1:4])
+
+
+def test_attention_equals_the_formula(tiny):
+    """softmax(q k / sqrt d) v over the keys that are not masked, in float64 numpy."""
+    torch.manual_seed(0)
+    layer = Attend(8, heads=2, widen=2, dropout=0.0).double()
+    x, others = torch.randn(1, 3, 8, dtype=torch.float64), torch.randn(1, 5, 8, dtype=torch.float64)
+    mask = torch.tensor([[True, True, False, True, False]])
+    with torch.no_grad():
+        q = layer.query(layer.query_norm(x))[0].numpy()
+        k, v = (part[0].numpy() for part in layer.keys(layer.key_norm(others)).chunk(2, -1))
+        heard = np.zeros((3, 8))
+        for head in (slice(0, 4), slice(4, 8)):
+            scores = np.exp(q[:, head] @ k[[0, 1, 3], head].T / 2.0)
+            heard[:, head] = scores / scores.sum(1, keepdims=True) @ v[[0, 1, 3], head]
+        y = x + layer.out(torch.from_numpy(heard))
+        y = y + layer.back(torch.nn.functional.gelu(layer.forth(layer.norm(y))))
+        torch.testing.assert_close(layer(x, others, mask), y)
+
+
+def test_cross_refuses_what_has_no_frames(tiny):
+    config = {"kind": "fused", "mode": "cross", "components": {"pair": None, "mel": tiny.configs["conv"]}}
+    with pytest.raises(UserError, match="no frames or tokens"):
+        build(config, 4, True, components={"pair": tiny.make("concat")})
+    for bad in ({"cross": {"heads": 3}, "mode": "cross"}, {"cross": {"layers": 1}, "mode": "gated"}):
+        with pytest.raises(UserError, match=r"heads 3|says nothing"):
+            build({"kind": "fused", "components": {"a": PART, "b": PART}, **bad}, 4, True)
+
+
+def test_every_trained_parameter_of_a_cross_has_a_gradient(tiny):
+    model = tiny.make("cross").train()
+    model.config = model.config.model_copy(update={"modality_dropout": 0.0})
+    out = model(tiny.batch())
+    (out.logits.sum() + out.dimensions.sum()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

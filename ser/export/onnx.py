@@ -1,0 +1,177 @@
+"""Export to ONNX: waveform and lengths in, everything that the model answers out; any batch size, any length.
+
+Guarantees: log-mels are computed inside the graph (the Fourier transform as a convolution with its own basis), so the file
+needs nothing but audio; the graph's answers are compared with the model's over several batches and lengths before it is
+handed over.
+Gives up: models that read text or hand-made features; rows shorter than the model's least length, which are refused by
+the graph (pad them with silence).
+"""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ser.features.mel import FFT, HOP, MARGIN, WINDOW, LogMel
+from ser.models import SERModel
+from ser.models.pooling import frame_mask
+from ser.models.students import Conv
+from shards.errors import UserError
+
+FILE = "model.onnx"
+TOLERANCE = 1e-3
+
+
+class MelGraph(nn.Module):
+    """`ser.features.mel.LogMel` without a transform that ONNX has no equal of; (B, T), (B,) -> (B, F, bands), (B,)."""
+
+    kernel: Tensor
+    bank: Tensor
+
+    def __init__(self, options: dict[str, Any]):
+        super().__init__()
+        mel = LogMel(**options)
+        window = F.pad(torch.hann_window(WINDOW, dtype=torch.float64), (MARGIN, FFT - WINDOW - MARGIN))
+        angle = torch.outer(torch.arange(FFT // 2 + 1), torch.arange(FFT)).double() * (2 * math.pi / FFT)
+        self.register_buffer("kernel", (torch.cat([angle.cos(), angle.sin()]) * window).float().unsqueeze(1))
+        self.register_buffer("bank", mel.bank)
+        self.floor = mel.floor
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        counts = torch.where(lengths > 0, 1 + (lengths - WINDOW).clamp(min=0) // HOP, 0)
+        waveform = torch.where(frame_mask(lengths, waveform.shape[1]), waveform, 0.0)
+        parts = F.conv1d(F.pad(waveform, (MARGIN, MARGIN)).unsqueeze(1), self.kernel, stride=HOP)
+        real, imaginary = parts.chunk(2, 1)
+        power = (real.square() + imaginary.square()).transpose(1, 2)
+        frames = torch.log((power @ self.bank).clamp(min=self.floor))
+        true = frame_mask(counts, frames.shape[1]).unsqueeze(-1)
+        return torch.where(true, frames, math.log(self.floor)), counts
+
+
+class Graph(nn.Module):
+    """What becomes the file: (B, T) float32 and (B,) int64 -> the model's answers, in order of `names`."""
+
+    def __init__(self, model: SERModel):
+        super().__init__()
+        self.model = model
+        self.mel = MelGraph(model.config.mel) if isinstance(model, Conv) else None
+
+    @property
+    def names(self) -> list[str]:
+        """What the file answers."""
+        said = [("logits", self.model.classes), ("dimensions", self.model.dimensions), ("embedding", True)]
+        return [name for name, there in said if there]
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        features, counts = {}, {}
+        if self.mel is not None:
+            features["mel"], counts["mel"] = self.mel(waveform, lengths)
+        batch: Any = SimpleNamespace(
+            waveform=waveform, lengths=lengths, features=features, feature_lengths=counts, text=None
+        )
+        out = self.model.answer(batch)
+        return tuple(getattr(out, name) for name in self.names)
+
+
+def least_samples(model: SERModel) -> int:
+    """The shortest waveform that the graph takes."""
+    shape = getattr(getattr(model, "encoder", None), "config", None)
+    if shape is None or not hasattr(shape, "conv_kernel"):
+        return WINDOW
+    least = 1
+    for kernel, stride in zip(reversed(shape.conv_kernel), reversed(shape.conv_stride)):
+        least = (least - 1) * stride + kernel
+    return least
+
+
+def write(model: SERModel, meta: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write model.onnx.
+
+    Returns:
+        notes for the card, and the largest difference that was seen.
+
+    Raises:
+        UserError: The libraries are missing, the model reads more than audio, it does not export, or it answers otherwise.
+    """
+    _libraries()
+    more = sorted(set(model.inputs) - {"waveform", "mel"})
+    if more:
+        raise UserError(
+            f"the model reads {', '.join(more)} beside audio",
+            where="ser export --to onnx",
+            hint="export a student",
+        )
+    graph, least = Graph(model.float().eval()), least_samples(model)
+    path = folder / FILE
+    program = _program(graph, max(least + 3 * HOP, 8000))
+    program.save(str(path))
+    difference = compare(graph, path, least)
+    if difference > TOLERANCE:
+        raise UserError(
+            f"the exported graph answers otherwise: they differ by {difference:.2g}", where=str(path)
+        )
+    notes = [
+        f"It answers {', '.join(graph.names)}; logits are before the softmax.",
+        f"At least {least} samples a row; pad shorter ones with zeros and give their true length.",
+    ]
+    return {"notes": notes, "difference": difference, "least_samples": least, "outputs": graph.names}
+
+
+def _libraries() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"exporting to ONNX needs {error.name}",
+            where="ser export --to onnx",
+            hint="pip install 'ser-distill[export]'",
+        ) from None
+
+
+def _program(graph: Graph, samples: int) -> Any:
+    dynamic = torch.export.Dim.DYNAMIC
+    example = (0.1 * torch.randn(2, samples), torch.tensor([samples, samples - HOP]))
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            return torch.onnx.export(
+                graph, example, dynamo=True, verbose=False, input_names=["waveform", "lengths"], output_names=graph.names,
+                dynamic_shapes={"waveform": {0: dynamic, 1: dynamic}, "lengths": {0: dynamic}},
+            )  # fmt: skip
+    except Exception as error:  # whatever torch's exporter raises says why in its first line
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the model does not export: {first}", where="ser export --to onnx", hint="--to safetensors"
+        ) from error
+    finally:
+        log.setLevel(level)
+
+
+@torch.no_grad()
+def compare(graph: Graph, path: Path, least: int) -> float:
+    """Largest difference of any answer over batches of one to three rows of mixed lengths, seeded noise."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    generator, worst = torch.Generator().manual_seed(0), 0.0
+    for rows, samples in ((1, least + 1), (3, 16000), (2, 30011)):
+        wave = 0.1 * torch.randn(rows, samples, generator=generator)
+        lengths = torch.randint(min(least, samples), samples + 1, (rows,), generator=generator)
+        lengths[0] = samples
+        said = session.run(None, {"waveform": wave.numpy(), "lengths": lengths.numpy()})
+        for mine, theirs in zip(graph(wave, lengths), said, strict=True):
+            worst = max(worst, float((mine - torch.from_numpy(theirs)).abs().max()))
+    return worst
