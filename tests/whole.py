@@ -1,45 +1,57 @@
-"""A whole recipe in this process, stage by stage as `ser run` does it, without Ray's start-up and its workers."""
+"""A whole recipe in one process: the stages of `launch.run`, with Ray's part done by plain loops.
 
-from types import SimpleNamespace
+What is computed is the same; starting Ray and its workers takes longer than the smallest recipes themselves.
+"""
 
-from launch.run import levels, results_stage, write_run
-from ser import pin, produce
-from ser.job import Job, jobs
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+from launch import run as stages
+from launch.display import Display
+from ser import produce
+from ser.quarantine import Quarantine
 from ser.recipe import Recipe
-from ser.setting import open_setting
 from ser.train import train
-from shards import corpora
-from shards.corpora import spokenaffect
-from shards.pack import pack
 
 
-def run_here(recipe: Recipe) -> None:
-    """Pack, features, models in order of need with their targets, evaluation and report."""
-    for corpus in recipe.data.corpora:
-        if corpus.generate is not None:
-            spokenaffect.generate(corpus.root, **corpus.generate)
-    pack(
-        (u for c in recipe.data.corpora for u in corpora.read(c.reader, c.root, **c.options)),
-        recipe.data.path,
-        recipe.data.shard_seconds,
-    )
-    write_run(recipe)
-    pin.settle(recipe)
-    pin.register(recipe)
-    setting = open_setting(recipe)
-    list(produce.serial(recipe, produce.feature_work(setting)))
-    read = {name for model in recipe.models.values() for name in model.target_sources}
-    for wave in levels(recipe):
-        for name in wave:
-            for fold in setting.folds:
-                for job in jobs(recipe, fold, name):
-                    train(recipe, job)
-        for name in read & set(wave):
-            for fold in setting.folds:
-                job = Job(fold, name, recipe.seeds_of(name)[0])
-                list(produce.serial(recipe, produce.teacher_work(setting, job)))
-    lines: list = []
-    runner = SimpleNamespace(
-        recipe=recipe, display=SimpleNamespace(say=print), lines=lines, record=lambda *a, **k: lines.append(SimpleNamespace())
-    )  # fmt: skip
-    results_stage(runner, setting, with_page=True)
+class NoSession:
+    """Stands where the Ray session would."""
+
+
+def _compute_all(session: Any, recipe: Recipe, work: list) -> Iterator:
+    quarantine = Quarantine(recipe, work)
+    for item in work:
+        done = produce.compute(recipe, item)
+        quarantine.add(done)
+        yield item, done
+
+
+def _train_all(recipe: Recipe, jobs: list, workers: int, progress: Any = None) -> Iterator:
+    from cluster.pool import Trained
+
+    for job in jobs:
+        train(recipe, job)
+        yield Trained(job, 0.0)
+
+
+def run_here(recipe: Recipe, **options: Any) -> list[stages.Line]:
+    """`launch.run.run` without Ray."""
+    with ExitStack() as held:
+        for name, value in (
+            ("launch.run.Runner.session", lambda self: NoSession()),
+            ("launch.run.Runner.workers", lambda self: 1),
+            ("cluster.pack.over", lambda session: lambda function, items: map(function, items)),
+            ("cluster.pool.compute_all", _compute_all),
+            ("cluster.pool.train_all", _train_all),
+        ):
+            held.enter_context(mock.patch(name, value))
+        return stages.run(recipe, Display(quiet=True), **options)
+
+
+def report_of(recipe: Recipe) -> dict[str, Any]:
+    """report.json after `run_here`."""
+    run_here(recipe)
+    return json.loads((recipe.directory / "report.json").read_text())

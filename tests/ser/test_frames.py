@@ -80,7 +80,7 @@ def values_of(folder, dataset, models=MODELS, **changes):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     from shards.store import Store
-    from tests.inline import run_here
+    from tests.whole import run_here
 
     folder = tmp_path_factory.mktemp("frames")
     tiny.write_corpus(folder)
@@ -101,7 +101,7 @@ def store_of(setting) -> TargetStore:
 
 
 def test_the_run_has_every_row_and_a_second_one_makes_nothing(run):
-    from tests.inline import run_here
+    from tests.whole import run_here
 
     setting, lines = run
     report = json.loads((setting.recipe.directory / "report.json").read_text())

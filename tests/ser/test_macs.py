@@ -54,4 +54,3 @@ def test_twice_the_speech_of_a_convolution_is_twice_the_work():
     one, four = count_macs(model, [batch(1)]), count_macs(model, [batch(4)])
     assert 3.9 < four / one < 4.1  # a second gives 98 frames of 25 ms, four give 398
     assert count_macs(model, [batch(1), batch(1)]) == 2 * one
-    assert model.training

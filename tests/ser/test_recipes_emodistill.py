@@ -5,7 +5,7 @@ import pytest
 from ser.capacity import plan
 from ser.protocol import load_protocol
 from ser.recipe import load
-from tests.ser.run_here import run_here
+from tests.whole import report_of
 
 TEACHERS = ["linguistic", "prosodic"]
 LEVELS = {"logits": ["kl"], "embeddings": ["embedding"], "both": ["kl", "embedding"]}
@@ -65,7 +65,7 @@ def test_tiny_runs_whole(tmp_path):
         f"data.corpora.0.root={tmp_path}/corpus",
         f"run_dir={tmp_path}/run",
     ]
-    report = run_here(load("emodistill/tiny", places, "test"))
+    report = report_of(load("emodistill/tiny", places, "test"))
     assert set(report["order"]) == {*TEACHERS, "alone", *STUDENTS} and not report["incomplete"]
     scores = report["models"]["emodistill"]["scores"]["labels"]
     halves = [scores["subsets"][name]["utterances"] for name in ("frames 1 and 2", "frames 3 and 4")]

@@ -55,7 +55,7 @@ def test_every_recipe_and_variant_resolves_to_its_rows(system, size, monkeypatch
 @pytest.mark.parametrize("system", ROWS)
 def test_the_tiny_recipe_runs_whole(system, tmp_path):
     pytest.importorskip("espeakng_loader", reason="extra demo is not installed")
-    from tests.inline import run_here
+    from tests.whole import run_here
 
     names = ROWS[system] + ENCODERS[system]
     recipe = load(

@@ -7,7 +7,7 @@ import pytest
 
 from ser.capacity import plan
 from ser.recipe import load
-from tests.ser.run_here import run_here
+from tests.whole import report_of
 
 PROBES = [*(f"layer{k}" for k in range(7)), "weighted"]
 CUT = ["first1", "first2", "first4", "first6"]
@@ -69,7 +69,7 @@ def test_tiny_runs_whole(tmp_path):
         f"data.corpora.0.root={tmp_path}/corpus",
         f"run_dir={tmp_path}/run",
     ]
-    report = run_here(load("oliveira2023/tiny", places, "test"))
+    report = report_of(load("oliveira2023/tiny", places, "test"))
     assert report["order"] == ROWS and not report["incomplete"]
     models = report["models"]
     # one set of weights a dimension over the seven states
