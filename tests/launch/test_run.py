@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,11 @@ def hear_interrupts() -> None:
 
 def below(mark: str) -> list[str]:
     """Command lines of live processes that name `mark`."""
+    return [line for line, _ in marked(mark)]
+
+
+def marked(mark: str) -> list[tuple[str, str]]:
+    """Command line and environment of live processes that name `mark`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -69,7 +75,7 @@ def below(mark: str) -> list[str]:
             except OSError:
                 continue
             if mark in line or mark in environ:
-                found.append(line)
+                found.append((line, environ))
     return found
 
 
@@ -164,7 +170,6 @@ def test_a_run_killed_in_every_stage_ends_the_same(whole, corpus, tmp_path, monk
 def test_ctrl_c_leaves_nothing_and_the_next_run_goes_on(corpus, tmp_path, monkeypatch):
     path = recipe(tmp_path / "stopped", corpus)
     monkeypatch.setenv("SER_TEST_MARK", mark := f"mark-{tmp_path.name}-{os.getpid()}")
-    before = set(Path("/tmp").glob("ser-ray-*"))
     command = [sys.executable, "-m", "launch.cli", "run", str(path), "models.student.train.steps=100000"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -176,6 +181,11 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_goes_on(corpus, tmp_path, monkey
         while not log.exists() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
         assert log.exists(), process.communicate(timeout=10)
+        # Ray's own, and not those of tests beside this one
+        folders = {
+            found for _, env in marked(mark) for found in re.findall(r"RAY_TMPDIR=(/tmp/ser-ray-\w+)", env)
+        }
+        assert len(folders) == 1
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=120)
     finally:
@@ -183,4 +193,4 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_goes_on(corpus, tmp_path, monkey
     assert process.returncode == 130, out + err
     assert "run the same command to go on" in err and "Traceback" not in err
     nothing_left(mark)
-    assert set(Path("/tmp").glob("ser-ray-*")) - before == set(), "Ray's folder is gone, too"
+    assert not Path(folders.pop()).exists(), "Ray's folder is gone, too"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -459,8 +460,9 @@ def shared_memory_of(pids) -> set[str]:
 @pytest.mark.parametrize("stalled", [False, True])
 def test_sigkill_leaves_no_process_and_no_file(dataset, tmp_path, stalled):
     """Killed while its workers are loading, and while they wait with full queues."""
-    script, temporary = tmp_path / "child.py", tmp_path / "tmp"
-    temporary.mkdir()
+    script = tmp_path / "child.py"
+    # short: sockets lie below it, and their paths have at most 108 characters
+    temporary = Path(tempfile.mkdtemp(prefix="ser-"))
     script.write_text(CHILD.format(root=str(ROOT), url=dataset.url, stalled=stalled))
     child = subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -482,3 +484,4 @@ def test_sigkill_leaves_no_process_and_no_file(dataset, tmp_path, stalled):
     assert left == {}, json.dumps(left)
     assert [name for name in files if os.path.exists(name)] == []
     assert list(temporary.iterdir()) == []
+    temporary.rmdir()
