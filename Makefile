@@ -9,7 +9,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
-	@echo "make test       environment, then the whole suite"
+	@echo "make test       environment, then the whole suite, on two processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
 	@echo "make check      ruff and pyright"
 	@echo "make clean      remove the environment and caches; runs and data stay"
@@ -30,7 +30,7 @@ demo: env
 	$(BIN)/ser run demo
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
