@@ -97,7 +97,9 @@ class Objective:
             name: _mix(term, supervision) for name, term in self.terms.items() if term.loss == "ccc"
         }
         self.step_ccc = {name: t for name, t in self.terms.items() if t.loss == "ccc" and t.scope == "step"}
-        self.remembered: dict[str, Tensor] = {}  # of terms with a memory: moments of recent steps, equal on every rank
+        self.remembered: dict[
+            str, Tensor
+        ] = {}  # of terms with a memory: moments of recent steps, equal on every rank
 
     def totals(self, slots: Sequence[Slot]) -> dict[str, float]:
         """N of every row-wise term over all slots of a global step; no audio is touched."""
