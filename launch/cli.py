@@ -196,13 +196,13 @@ def transcribe(
     batch: Annotated[int, typer.Option(help="utterances at once")] = 8,
     device: str = "cpu",
 ) -> None:
-    """Write a Whisper model's transcripts beside a dataset; a recipe reads them with data.text=asr:NAME."""
+    """Write a Whisper model's transcripts beside a dataset; models read them with text_from: asr:NAME."""
     from ser.transcribe import transcribe as write
 
     display = Display()
     with display.bar("transcribe", unit="utt") as bar:
         source = write(dataset, model, name=name, batch=batch, device=device, progress=bar.update)
-    display.say(f"transcripts of {source}; read them with data.text={source}")
+    display.say(f"transcripts of {source}; models read them with text_from: {source}")
 
 
 @app.command()

@@ -29,7 +29,8 @@ from ser.job import (
 )
 from ser.recipe import Recipe
 from ser.setting import Setting, open_setting
-from shards import manifest
+from shards import manifest, transcripts
+from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.lock import hold
 from shards.store import Store
@@ -116,6 +117,7 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
             lock = hold(recipe.directory / ".lock", "another process works in this run directory", other)
             runner.stack.enter_context(lock)
         pack_stage(runner)
+        transcripts_stage(runner)
         if last == 0:
             return runner.lines
         write_run(recipe)
@@ -202,7 +204,10 @@ def pack_stage(runner: Runner) -> None:
 
     recipe, began = runner.recipe, time.perf_counter()
     data = recipe.data
-    asked = digest([corpus.model_dump(mode="json") for corpus in data.corpora] + [data.shard_seconds])
+    asked = digest(
+        [corpus.model_dump(mode="json", exclude={"transcripts"}) for corpus in data.corpora]
+        + [data.shard_seconds]
+    )
     store, mark = Store(data.path), ".recipe"
     if data.path.startswith("memory://"):
         raise UserError(
@@ -230,6 +235,16 @@ def pack_stage(runner: Runner) -> None:
     store.put(mark, asked.encode())
     hours = float(dataset.samples.sum()) / 16000 / 3600
     runner.record("pack", len(dataset.shards), 0, began, f"{len(dataset):,} utterances, {hours:.2f} h")
+
+
+def transcripts_stage(runner: Runner) -> None:
+    """Put the transcripts that the recipe's corpora name beside the dataset, all tables of one recogniser together."""
+    given = [corpus.transcripts for corpus in runner.recipe.data.corpora if corpus.transcripts is not None]
+    for source in dict.fromkeys(one.source for one in given):
+        began, dataset = time.perf_counter(), Dataset.open(runner.recipe.data.path)
+        if lacking := transcripts.due(dataset, source):
+            transcripts.adopt(dataset, source, [one.path for one in given if one.source == source])
+            runner.record(f"transcripts {source}", len(lacking), 0, began)
 
 
 def feature_stage(runner: Runner, setting: Setting) -> None:

@@ -18,7 +18,7 @@ from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.frames import frame_sizes
 from ser.inputs import needs_of
-from ser.job import Job, below, directory, train_config
+from ser.job import Job, below, directory, text_facts, train_config
 from ser.layers import layer_stores
 from ser.loss import Languages, Objective, Supervision, Transcripts
 from ser.models import SERModel, build, load, load_meta
@@ -28,7 +28,6 @@ from ser.models.projectors import Projectors
 from ser.models.speech import Speech
 from ser.models.streams import with_sizes
 from ser.normalising import NORMALISATION_ROWS, check_mel, fit_normalisation
-from ser.online import HAS_TEXT
 from ser.produce import stores_read, teacher_store
 from ser.protocol import Fold, Labels
 from ser.recipe import ModelRecipe, TrainConfig
@@ -37,6 +36,7 @@ from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
 from ser.start import encoder_parameters, start_encoder, text_source
 from shards import law
 from shards.batch import texts as transcripts_of
+from shards.columns import HAS_TEXT
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.index import key_hash
@@ -117,10 +117,10 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     check_dev(setting.protocol, entry, setting.labels, fold)
     labels, labelled = supervision(setting, whole, job.model, config.class_weights)
     rows = fold.train if entry.data == "all" else labelled
-    known = dataset.bits[:] & HAS_TEXT != 0
+    known = np.asarray(dataset.bits) & HAS_TEXT != 0
     if entry.role == "encoder":
         # it learns from what was said, whether or not somebody has said how it felt
-        rows = fold.train[np.asarray(known)[fold.train]] if entry.objective else fold.train[:0]
+        rows = fold.train[known[fold.train]] if entry.objective else fold.train[:0]
     if job.part is not None:
         parts = parts_of(dataset, whole.train, entry.cross_fit, job.seed)
         rows = rows[parts[rows] != job.part]
@@ -143,7 +143,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     languages = languages_of(setting, entry, rows)
     transcripts = None
     if isinstance(model, Speech) and model.alphabet is not None:
-        transcripts = Transcripts(np.asarray(known), model.alphabet)
+        transcripts = Transcripts(known, model.alphabet)
     objective = Objective(
         entry.objective, labels, sources, projectors, config.label_smoothing, scales, languages, transcripts
     )
@@ -370,7 +370,8 @@ def _exposure(setting: Setting, job: Job, rows: np.ndarray, model: SERModel) -> 
     own = exposure.Exposure(
         fit=exposure.of_rows(dataset, rows[:0] if ready else rows),
         select=exposure.of_rows(dataset, chosen_on),
-        unknown=tuple(model.hub_names),
+        # A recogniser's text is an answer of a model that was fitted elsewhere.
+        unknown=(*model.hub_names, *text_facts(setting, job).get("text", {})),
     )
     teachers = {}
     for name, meta in metas_of(setting, job).items():

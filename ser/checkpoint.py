@@ -36,6 +36,7 @@ class State:
         stale: Evaluations since the best.
         skipped: Steps skipped for non-finite values; `skipped_in_a_row` of them just now.
         quarantined: Utterances that could not be read while loading, key -> reason.
+        memory: Of CCC terms that remember recent steps: term -> moments (6, 3) in float64.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class State:
     skipped: int = 0
     skipped_in_a_row: int = 0
     quarantined: dict[str, str] = field(default_factory=dict)
+    memory: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 def save(directory: Path, engine: Engine, state: State, keep: int, identity: dict[str, Any]) -> Path:

@@ -5,12 +5,14 @@ seeds of a fold hear the very same samples; each encoder below them hears them o
 training that they belong to, with the hash of the condition, and are made again when either changes. Nothing is chosen
 by them.
 
-Gives up: stored features and frames, which are of other views: everything is computed from the audio.
+Gives up: stored features and frames, which are of other views: everything is computed from the audio. Transcripts stay
+those of the clean speech. Models that hear nothing (probes of stored states, answers from files) and classical ones, which
+are of the clean utterance, have no row.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from ser.models import SERModel, load
 from ser.references import Reference
 from ser.results import Model, under
 from ser.setting import Setting
-from shards.batch import load_slot
+from shards.batch import load_slot, texts
 from shards.errors import UserError
 from shards.loader import Needs
 from shards.views import ViewPolicy
@@ -71,10 +73,17 @@ def _is_made(folder: Path, name: str, policy: ViewPolicy) -> bool:
     return mark.is_file() and json.loads(mark.read_text()) == {"policy": policy.hash()}
 
 
+def _hears(setting: Setting, name: str) -> bool:
+    """Whether a model answers to audio (or text) that it is given."""
+    entry = setting.recipe.models[name]
+    deaf = entry.role == "encoder" or entry.model.kind in ("classical", "probe", "external")
+    return not deaf and all(_hears(setting, part) for part in entry.components)
+
+
 def due(setting: Setting) -> list[Heard]:
     """Conditions that finished trainings have not heard yet."""
     recipe, out = setting.recipe, []
-    models = [n for n, m in recipe.models.items() if m.role != "encoder" and not m.classical]
+    models = [name for name in recipe.models if _hears(setting, name)]
     for name in recipe.report.conditions:
         policy = policy_of(setting, name)
         for fold in setting.folds:
@@ -98,7 +107,7 @@ def answer_under(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {job: _model(directory(setting.recipe, job) / "model").to(device) for job in heard.jobs}
     alone = any(model.needs_equal_lengths for model in models.values())
-    needs = Needs(waveform=True, text=any("text" in model.inputs for model in models.values()))
+    needs = Needs(waveform=True)
     parts: dict[Job, list] = {job: [] for job in models}
     seconds, done = setting.recipe.targets.slot_seconds, 0
     for slot in inference_slots(setting.dataset, rows, policy, VIEW, seconds, alone):
@@ -106,6 +115,8 @@ def answer_under(
         for job, model in models.items():
             # What one model has had computed (an encoder's frames, say) the next one finds in the batch.
             batch = complete(batch, model)
+            if "text" in model.inputs:
+                batch = replace(batch, text=texts(setting.dataset, model.text_from, slot.rows))
             parts[job].append(answers_of(model(batch), batch, False))
         done += len(slot.rows)
         if progress:
@@ -136,7 +147,7 @@ def told(
         return None
     scores: dict[str, Any] = {}
     for name, model in models.items():
-        if recipe.models[name].classical:
+        if not _hears(setting, name):
             continue
         against = truth.of(model.test.rows)
         systems = {"clean": model.test}

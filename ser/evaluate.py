@@ -179,6 +179,7 @@ def _finding(finding: Any) -> dict[str, Any]:
 def _term(term: Any) -> dict[str, Any]:
     """A term of an objective: what matters of it to a reader."""
     kept = {"loss": term.loss, "weight": term.weight, "teachers": list(term.sources)}
+    kept |= {"memory": term.memory} if term.memory else {}
     return kept | ({"temperature": term.temperature} if term.loss in ("kl", "multi_kl") else {})
 
 

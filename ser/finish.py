@@ -17,6 +17,8 @@ from ser.frames import encoder_facts
 from ser.infer import Answers, answer
 from ser.licences import inherited
 from ser.models import count_parameters, save
+from ser.produce import heard_texts
+from shards.transcripts import licence
 
 
 def save_best(engine: Engine, folder: Path, step: int, world: World) -> None:
@@ -83,7 +85,7 @@ def finish(
 
 def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
     """What travels with a model: label space, scale, exposure, licences, protocol, sizes."""
-    encoders = encoder_facts(x.setting, x.job)
+    encoders, said = encoder_facts(x.setting, x.job), heard_texts(x.setting, x.job)
     return {
         "name": x.job.model,
         "run": x.setting.recipe.name,
@@ -97,14 +99,17 @@ def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:
         "exposure": x.exposure.to_json(),
         "licences": x.licences,
         "inherited": inherited(
-            getattr(model, "hub_names", ()),
+            [*getattr(model, "hub_names", ()), *said],
             metas_of(x.setting, x.job).values(),
             x.licences,
-            getattr(model, "stated_licences", None),
+            {
+                **getattr(model, "stated_licences", {}),
+                **{source: licence(x.dataset, source) for source in said},
+            },
         ),
         "parameters": count_parameters(model),
         "training": training,
-        **({"text": x.setting.recipe.data.text} if x.setting.recipe.data.text else {}),
+        **({"text": said} if said else {}),
         **({"encoders": encoders} if encoders else {}),
     }
 

@@ -25,7 +25,7 @@ from ser.infer import inference_slots
 from ser.job import Job, below, directory
 from ser.models import SERModel, load
 from ser.models.speech import Speech
-from ser.produce import Done, Work, machine
+from ser.produce import Done, Work, machine, read_in, refuse_unreadable
 from ser.setting import Setting
 from shards.batch import load_slot
 from shards.errors import UserError
@@ -80,17 +80,13 @@ def frame_sizes(setting: Setting, job: Job) -> dict[str, int]:
 
 
 def frame_work(setting: Setting, job: Job) -> list[Work]:
-    """Frames of one encoder still to be computed: its fold's train rows in every view, dev and test in the clean one."""
+    """Frames of one encoder still to be computed."""
     fold = setting.folds[job.fold]
     store = TargetStore.create(setting.dataset, frame_spec(setting, job))
-    work = []
-    for view in sorted({0, *setting.train_views}):
-        wanted = np.zeros(len(setting.dataset), bool)
-        if view in setting.train_views:
-            wanted[fold.train] = True
-        if view == 0:
-            wanted[fold.dev], wanted[fold.test] = True, True
-        work += [Work(job, u.shard, u.view, {job.model: u.rows}) for u in store.due(wanted, [view])]
+    work, wanted = [], read_in(setting, fold)
+    for view, rows in wanted.items():
+        work += [Work(job, u.shard, u.view, {job.model: u.rows}) for u in store.due(rows, [view])]
+    refuse_unreadable(setting, store, wanted)
     return work
 
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ser.checkpoint import write_json
+from ser.checkpoint import sha256, write_json
+from ser.models.config import ExternalConfig
 from ser.recipe import ModelRecipe, Recipe, TrainConfig
 from ser.setting import Setting, supervision
+from ser.start import text_source
 from ser.strict import read_yaml, validate
 from ser.values import overlap, set_dotted
+from shards.batch import texts
 from shards.errors import UserError
 
 # Beside chosen values, by model: the digest of the grid that they were chosen from.
@@ -135,28 +138,31 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
 
     recipe = setting.recipe
     model: ModelRecipe = recipe.models[job.model]
-    # A key that says nothing by default stays out, so that what is finished stays finished.
-    told = {"text": recipe.data.text} if recipe.data.text else {}
-    return told | {
-        # `frames` and `layers` say what is stored of it afterwards
-        "model": model.model_dump(
-            mode="json", exclude={"train", "search", "seeds", "keep", "frames", "layers"}
-        ),
-        "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
-        if model.train is not None
-        else None,
-        "protocol": setting.protocol.model_dump(mode="json"),
-        "fold": job.fold,
-        "rows": _rows_facts(setting, job.fold),
-        "labels": _label_facts(setting, job.fold, job.model),
-        "seed": job.seed,
-        "part": job.part,
-        "views": setting.policy.hash(),
-        "features": features_of(setting, job.model),
-        "targets": recipe.targets.model_dump(mode="json") if model.target_sources else None,
-        "teachers": {name: digest(identity(setting, below(recipe, job, name))) for name in model.needs},
-        "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
-    }
+    # What says nothing by default stays out, so that what is finished stays finished.
+    return (
+        text_facts(setting, job)
+        | _file_facts(setting, job)
+        | {
+            # `frames` and `layers` say what is stored of it afterwards
+            "model": model.model_dump(
+                mode="json", exclude={"train", "search", "seeds", "keep", "frames", "layers"}
+            ),
+            "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
+            if model.train is not None
+            else None,
+            "protocol": setting.protocol.model_dump(mode="json"),
+            "fold": job.fold,
+            "rows": _rows_facts(setting, job.fold),
+            "labels": _label_facts(setting, job.fold, job.model),
+            "seed": job.seed,
+            "part": job.part,
+            "views": setting.policy.hash(),
+            "features": features_of(setting, job.model),
+            "targets": recipe.targets.model_dump(mode="json") if model.target_sources else None,
+            "teachers": {name: digest(identity(setting, below(recipe, job, name))) for name in model.needs},
+            "init_from": _weights_digest(model.train.init_from) if model.train is not None else None,
+        }
+    )
 
 
 def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:
@@ -173,6 +179,31 @@ def _rows_facts(setting: Setting, name: str) -> dict[str, Any]:
             "shards": digest([[int(i), dataset.shards[i].sha256] for i in held]),
         }
     return setting.memo["rows", name]
+
+
+def text_facts(setting: Setting, job: Job) -> dict[str, Any]:
+    """What a recogniser heard of the fold's rows, where the model reads that itself (a corpus's own texts are in its shards)."""
+    source = text_source(setting.recipe.models[job.model].model)
+    if not source.startswith("asr:"):
+        return {}
+    key = ("text", job.fold, source)
+    if key not in setting.memo:
+        fold = setting.folds[job.fold]
+        rows = np.unique(np.concatenate([fold.train, fold.dev, fold.test]))
+        setting.memo[key] = digest(texts(setting.dataset, source, rows))
+    return {"text": {source: setting.memo[key]}}
+
+
+def _file_facts(setting: Setting, job: Job) -> dict[str, Any]:
+    """Digest of the answers that a teacher which ran elsewhere reads from files."""
+    config = setting.recipe.models[job.model].model
+    if not isinstance(config, ExternalConfig):
+        return {}
+    if ("files", config.files) not in setting.memo:
+        path = Path(config.files)
+        every = sorted(path.glob("*.npy")) if path.is_dir() else [path] if path.is_file() else []
+        setting.memo["files", config.files] = digest([[file.name, sha256(file)] for file in every])
+    return {"files": setting.memo["files", config.files]}
 
 
 def _label_facts(setting: Setting, name: str, model: str) -> dict[str, str]:

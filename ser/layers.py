@@ -19,7 +19,7 @@ from ser.models import load
 from ser.models.acoustic import Acoustic
 from ser.models.config import ProbeConfig
 from ser.models.probe import LAYERS
-from ser.produce import Done, Work, machine
+from ser.produce import Done, Work, machine, read_in, refuse_unreadable
 from ser.setting import Setting
 from shards.batch import load_slot
 from shards.errors import UserError
@@ -68,18 +68,13 @@ def layer_stores(setting: Setting, job: Job) -> dict[str, TargetStore]:
 
 
 def layer_work(setting: Setting, job: Job) -> list[Work]:
-    """States of one encoder still to be computed: its fold's train rows in every view, dev and test in the clean one."""
+    """States of one encoder still to be computed."""
     fold = setting.folds[job.fold]
     store = TargetStore.create(setting.dataset, layer_spec(setting, job))
-    work = []
-    for view in sorted({0, *setting.train_views}):
-        wanted = np.zeros(len(setting.dataset), bool)
-        if view in setting.train_views:
-            wanted[fold.train] = True
-        if view == 0:
-            wanted[fold.dev], wanted[fold.test] = True, True
-        name = f"{job.model}/{LAYERS}"
-        work += [Work(job, unit.shard, unit.view, {name: unit.rows}) for unit in store.due(wanted, [view])]
+    work, wanted, name = [], read_in(setting, fold), f"{job.model}/{LAYERS}"
+    for view, rows in wanted.items():
+        work += [Work(job, unit.shard, unit.view, {name: unit.rows}) for unit in store.due(rows, [view])]
+    refuse_unreadable(setting, store, wanted)
     return work
 
 

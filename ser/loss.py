@@ -97,6 +97,9 @@ class Objective:
             name: _mix(term, supervision) for name, term in self.terms.items() if term.loss == "ccc"
         }
         self.step_ccc = {name: t for name, t in self.terms.items() if t.loss == "ccc" and t.scope == "step"}
+        self.remembered: dict[
+            str, Tensor
+        ] = {}  # of terms with a memory: moments of recent steps, equal on every rank
 
     def totals(self, slots: Sequence[Slot]) -> dict[str, float]:
         """N of every row-wise term over all slots of a global step; no audio is touched."""
@@ -204,6 +207,26 @@ class Objective:
         assert output.dimensions is not None, "a ccc term needs a model with dimensions"
         target, weight = self._dimension_labels(batch, output.dimensions.device)
         return objectives.moments(output.dimensions.detach(), target, weight)
+
+    def with_memory(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Moments of a step, with those of recent ones where a term remembers them (approximate)."""
+        kept = self.remembered
+        return {name: sums + kept[name].to(sums) if name in kept else sums for name, sums in step.items()}
+
+    def remember(self, step: Mapping[str, Tensor]) -> None:
+        """Let the moments of a step that moved the weights join the memory."""
+        for name, sums in step.items():
+            if keep := self.step_ccc[name].memory:
+                self.remembered[name] = objectives.ccc_memory(self.remembered.get(name), sums, keep)
+
+    @property
+    def memory(self) -> dict[str, list[list[float]]]:
+        """What is remembered, as plain numbers that lose nothing; it may be set."""
+        return {name: sums.tolist() for name, sums in self.remembered.items()}
+
+    @memory.setter
+    def memory(self, kept: Mapping[str, list[list[float]]]) -> None:
+        self.remembered = {name: torch.tensor(sums, dtype=torch.float64) for name, sums in kept.items()}
 
     def _dimension_labels(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
         target = torch.from_numpy(self.supervision.dimensions[batch.rows]).to(device)

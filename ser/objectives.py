@@ -5,7 +5,7 @@ is the caller's row weight (a global step may be spread over slots and ranks, so
 A missing label (class -1, or a distribution of zeros) gives a loss of exactly 0. The concordance correlation is a
 function of a whole set, so it comes as additive moments, a value of the moments and a gradient of the moments.
 
-Gives up: no objective keeps state, so loss weights, schedules and teacher choice live in the recipe.
+Gives up: no function keeps state, so loss weights, schedules and teacher choice live in the recipe.
 
 Symbols: B rows, K classes, D dimensions (valence, arousal, dominance), E embedding size, N teachers.
 """
@@ -158,12 +158,12 @@ def ccc_memory(memory: Tensor | None, sums: Tensor, keep: float) -> Tensor:
     section 3.2), kept as moments instead of rows.
 
     Args:
-        memory: (6, D) or None at the start.
+        memory: (6, D) on any device, or None at the start.
         sums: (6, D) moments of the step that ends.
         keep: In [0, 1); 1 / (1 - keep) steps are remembered on average.
     """
     sums = sums.detach()
-    return keep * (sums if memory is None else memory + sums)
+    return keep * (sums if memory is None else memory.to(sums) + sums)
 
 
 def ccc_slot(pred: Tensor, target: Tensor, weight: Tensor, mix: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ in the training process); where a teacher cannot read an utterance, only the ran
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,13 @@ from ser.inputs import complete, needs_of
 from ser.job import Job, directory
 from ser.models import SERModel, load
 from ser.setting import Setting
-from shards.batch import load_slot
+from shards.batch import has_text, load_slot
 from shards.dataset import Dataset
 from shards.law import hash64, mix64
-from shards.slots import Slot
+from shards.slots import Slot, cut
 from shards.targets import NO_INPUT, PRESENT, QUARANTINED, TargetSpec, TargetStore
-from shards.views import ViewPolicy
-
-HAS_TEXT = 8
+from shards.utterance import SAMPLE_RATE
+from shards.views import ViewPolicy, view_samples
 
 
 @contextmanager
@@ -76,6 +76,7 @@ class OnlineTargets:
         self.dataset, self.policy, self.spec, self.root = dataset, policy, spec, f"online/{spec.teacher}"
         self.needs = needs_of(model, features)
         self.train_mode, self.seed = train_mode, seed
+        self.most = int(spec.fields["batch"]["slot_seconds"] * SAMPLE_RATE)
         self.unreadable: set[int] = set()
         self.passes = 0
 
@@ -84,7 +85,7 @@ class OnlineTargets:
         rows = np.asarray(rows, np.int64)
         state = np.full(len(rows), PRESENT, np.uint8)
         if self.model.inputs == {"text"}:
-            state[np.asarray(self.dataset.bits[rows]) & HAS_TEXT == 0] = NO_INPUT
+            state[~has_text(self.dataset, self.model.text_from, rows)] = NO_INPUT
         if self.unreadable:
             state[np.isin(rows, list(self.unreadable))] = QUARANTINED
         return state
@@ -94,7 +95,6 @@ class OnlineTargets:
         rows = np.asarray(rows, np.int64)
         views = np.broadcast_to(np.asarray(views, np.int64), rows.shape)
         said = {o.name: np.zeros((len(rows), *o.shape), np.float32) for o in self.spec.outputs}
-        # a model whose answer depends on padding hears equal lengths, as when targets are stored
         for part in self._parts(rows, views):
             batch = load_slot(self.dataset, Slot(rows[part], views[part]), self.needs, self.policy)
             self.unreadable |= set(rows[part][~batch.present.numpy()].tolist())
@@ -113,10 +113,10 @@ class OnlineTargets:
         return int(hash64(self.seed, said).sum()) & 0x7FFFFFFF
 
     def _parts(self, rows: np.ndarray, views: np.ndarray) -> list[np.ndarray]:
-        every = np.arange(len(rows))
-        if not self.model.needs_equal_lengths or not len(rows):
-            return [every] if len(rows) else []
-        from shards.views import view_samples
-
+        """Positions of the rows, batch by batch: as many padded seconds as where targets are stored, lengths alike if need be."""
         lengths = view_samples(self.policy, self.dataset.key_hash[rows], views, self.dataset.samples[rows])
-        return [every[lengths == length] for length in np.unique(lengths)]
+        order = np.argsort(lengths, kind="stable")
+        every = [np.sort(order[first:last]) for first, last in pairwise(cut(lengths[order], self.most))]
+        if not self.model.needs_equal_lengths:
+            return every
+        return [part[lengths[part] == length] for part in every for length in np.unique(lengths[part])]

@@ -20,8 +20,9 @@ import torch
 from ser.exposure import Exposure
 from ser.infer import answer_slot, inference_slots
 from ser.inputs import FUNCTIONALS, needs_of
-from ser.job import Job, directory
+from ser.job import Job, below, directory, text_facts
 from ser.models import SERModel, load
+from ser.protocol import Fold
 from ser.quarantine import MOST_NAMED, Quarantine, refuse_share
 from ser.recipe import FeatureConfig, Recipe
 from ser.setting import Setting, open_setting
@@ -134,11 +135,20 @@ def teacher_spec(setting: Setting, job: Job) -> TargetSpec:
         "exposure": meta["exposure"],
         "licences": sorted({*meta["licences"], *meta.get("inherited", [])}),
     }
-    if setting.recipe.data.text and "text" in facts["inputs"]:
-        fields["text"] = setting.recipe.data.text
+    if said := heard_texts(setting, job):
+        fields["text"] = said
     if not invariant:
         fields[VIEW_POLICY] = setting.policy.hash()
     return TargetSpec(job.model, tuple(outputs), fields, machine(), invariant)
+
+
+def heard_texts(setting: Setting, job: Job) -> dict[str, str]:
+    """Recognisers whose transcripts a model reads, through its components too: source to a digest of what they said."""
+    recipe = setting.recipe
+    found = text_facts(setting, job).get("text", {})
+    for name in recipe.models[job.model].components:
+        found = found | heard_texts(setting, below(recipe, job, name))
+    return found
 
 
 def machine() -> dict[str, Any]:
@@ -195,13 +205,16 @@ class Work:
 
 def wanted_by_view(setting: Setting) -> dict[int, np.ndarray]:
     """View -> bool (n,) rows that this recipe reads in that view, over all its folds."""
-    n = len(setting.dataset)
-    wanted = {view: np.zeros(n, bool) for view in [0, *setting.train_views]}
-    for fold in setting.folds.values():
-        for view in setting.train_views:
-            wanted[view][fold.train] = True
-        wanted[0][fold.dev] = True
-        wanted[0][fold.test] = True
+    each = [read_in(setting, fold) for fold in setting.folds.values()]
+    return {view: np.any([wanted[view] for wanted in each], axis=0) for view in each[0]}
+
+
+def read_in(setting: Setting, fold: Fold) -> dict[int, np.ndarray]:
+    """View -> bool (n,) rows of a fold that are heard in it: train rows in the training views, dev and test in the clean one."""
+    wanted = {view: np.zeros(len(setting.dataset), bool) for view in sorted({0, *setting.train_views})}
+    for view in setting.train_views:
+        wanted[view][fold.train] = True
+    wanted[0][fold.dev] = wanted[0][fold.test] = True
     return wanted
 
 
@@ -217,7 +230,7 @@ def feature_work(setting: Setting) -> list[Work]:
         for view, rows in wanted.items():
             for unit in store.due(rows, [view]):
                 due[unit.shard, unit.view][name] = unit.rows
-        _refuse_unreadable(setting, store, wanted)
+        refuse_unreadable(setting, store, wanted)
     return [Work(None, shard, view, rows) for (shard, view), rows in sorted(due.items())]
 
 
@@ -242,11 +255,11 @@ def teacher_work(setting: Setting, job: Job) -> list[Work]:
     work = []
     for view, rows in sorted(by_view.items()):
         work += [Work(job, unit.shard, unit.view, {job.model: unit.rows}) for unit in store.due(rows, [view])]
-    _refuse_unreadable(setting, store, by_view)
+    refuse_unreadable(setting, store, by_view)
     return work
 
 
-def _refuse_unreadable(setting: Setting, store: TargetStore, wanted: dict[int, np.ndarray]) -> None:
+def refuse_unreadable(setting: Setting, store: TargetStore, wanted: dict[int, np.ndarray]) -> None:
     """Refuse to go on with a store in which too many of the wanted utterances were given up, in whatever call."""
     bad, every = np.zeros(len(setting.dataset), bool), np.zeros(len(setting.dataset), bool)
     for view, rows in wanted.items():

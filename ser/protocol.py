@@ -232,6 +232,8 @@ class Protocol(Strict):
             ):
                 if bad:
                     raise ValueError(f"{what}: only strictness LEGACY may do that")
+        if self.checkpoint == "best-test" and (self.dev is None or self.dev.by != "test"):
+            raise ValueError("checkpoint best-test needs `dev: {by: test}`: dev is what chooses")
         return self
 
     @property

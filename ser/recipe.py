@@ -22,7 +22,6 @@ from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
 from shards import corpora
-from shards.corpora.transcripts import with_transcripts
 from shards.utterance import Utterance
 
 FIELD = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
@@ -33,7 +32,10 @@ __all__ = [
 
 
 class TranscriptsConfig(Strict):
-    """Other transcripts of a corpus, a recogniser's: `key<tab>text` lines, and what wrote them ("asr:<model>")."""
+    """A recogniser's transcripts of a corpus: `key<tab>text` lines, and what wrote them ("asr:<model>").
+
+    They are put beside the dataset, as `ser transcribe` puts its own; models read them by `text_from: asr:<model>`.
+    """
 
     path: str
     source: str = Field(pattern=r"^asr:.+")
@@ -51,24 +53,17 @@ class CorpusConfig(Strict):
     transcripts: TranscriptsConfig | None = None
 
     def utterances(self) -> Iterator[Utterance]:
-        """What the reader reads, with `extra.asr_text` where other transcripts are given."""
-        found = corpora.read(self.reader, self.root, **self.options)
-        if self.transcripts is None:
-            return found
-        return with_transcripts(found, self.transcripts.path, self.transcripts.source)
+        """What the reader reads."""
+        return corpora.read(self.reader, self.root, **self.options)
 
 
 class DataConfig(Strict):
-    """The packed dataset: where, from which corpora, in shards of how many seconds.
-
-    `text: asr:<model>` reads the transcripts that `ser transcribe` wrote beside it instead of the corpora's own.
-    """
+    """The packed dataset: where, from which corpora, in shards of how many seconds."""
 
     path: str
     corpora: list[CorpusConfig] = Field(min_length=1)
     shard_seconds: float = Field(default=600, gt=0)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
-    text: str | None = Field(default=None, pattern=r"^asr:.+$")
 
 
 class ModelRecipe(Strict):

@@ -19,7 +19,6 @@ from shards import manifest
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.store import Store
-from shards.transcripts import Retold
 from shards.views import ViewPolicy
 
 
@@ -177,8 +176,6 @@ def _open(recipe_json: str, generation: int | None, state: str) -> Setting:
             where=recipe.data.path,
             hint="ser run RECIPE moves the run to the newest",
         )
-    if recipe.data.text is not None:
-        dataset = Retold(dataset.store, dataset.generation, recipe.data.text)
     return Setting(recipe, dataset, load_protocol(recipe.protocol), view_policy(recipe.views))
 
 

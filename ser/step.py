@@ -66,11 +66,13 @@ def train_step(x: Ingredients, engine: Engine, step: int, slots: list[Batch], fa
         if objective.step_ccc and len(ready) == 1:
             _add_moments(moments, objective, output, batch)
             moments = {name: sum_ranks(value, world) for name, value in moments.items()}
-        loss, parts = objective.slot_loss(output, batch, totals, scale, moments)
+        loss, parts = objective.slot_loss(output, batch, totals, scale, objective.with_memory(moments))
         for name, value in parts.items():
             shares[name] = shares[name] + value if name in shares else value
         engine.backward(loss)
         moved = engine.micro_step(factor, last=i == len(ready) - 1)
+    if moved:
+        objective.remember(moments)
     bad = [] if moved else [key for i in engine.bad_slots for key in slots[i].keys]
     return StepResult(moved, bad, shares, objective.ccc_value(moments))
 

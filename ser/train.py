@@ -104,6 +104,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
         "slots": config.slots,
     }
     state = checkpoint.restore(folder, engine, layout)
+    x.objective.memory = state.memory
     if world.main:
         keep_begins(folder, x.plan)
     events = Events(folder, state.step - 1, config.tensorboard) if world.main else None
@@ -128,6 +129,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
                 result = train_step(x, engine, step, slots, factor)
             heard += sum(len(batch) for batch in slots)
             state.step += 1
+            state.memory = x.objective.memory
             keys = count_faults(state, slots, result, x, world, events)
             if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 watchdog.rest()

@@ -94,6 +94,7 @@ MEANS_SOMETHING_FOR = {
     "tau": ("multi_kl",),
     "scope": ("ccc",),
     "mix": ("ccc",),
+    "memory": ("ccc",),
     "projector": ("embedding",),
     "rows": ("kl", "multi_kl", "embedding", "dimensions"),
 }
@@ -106,7 +107,9 @@ class Term(Strict):
     the named teacher(s), with `rows: unlabelled` only where no label shows. `standardise` takes mean and deviation over
     the training rows out of a teacher's embedding first (raw embeddings share a large direction that a cosine rewards
     for nothing). `scope: slot` computes CCC per micro-batch as some released code does (LEGACY). `mix` weighs the
-    dimensions of a CCC (alpha, beta, 1 - alpha - beta of Mitra et al. 2022); without it they count alike. `projector:
+    dimensions of a CCC (alpha, beta, 1 - alpha - beta of Mitra et al. 2022); without it they count alike. `memory` in (0, 1)
+    takes CCC over the outputs of recent steps too, one that lies n steps back weighing memory^n: approximate, because those
+    are outputs of older weights, and the gradient is that of the step's own rows in the larger set. `projector:
     none` compares embeddings of one size as they are. `ctc` teaches an encoder to transcribe (Graves et al. 2006).
 
     `weights` of multi_kl: `cosine` (softmax of the cosine of student and teacher logits over `tau`, each utterance on its
@@ -116,7 +119,7 @@ class Term(Strict):
     softmaxes over `tau`.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"mix", "projector"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"mix", "projector", "memory"})
 
     loss: Literal["cross_entropy", "ccc", "kl", "multi_kl", "embedding", "dimensions", "ctc"]
     weight: float = Field(default=1.0, ge=0)
@@ -133,6 +136,7 @@ class Term(Strict):
     standardise: bool = False
     mix: dict[Literal["valence", "arousal", "dominance"], Annotated[float, Field(ge=0)]] | None = None
     projector: Literal["linear", "none"] = "linear"
+    memory: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _teachers_named(self) -> "Term":
@@ -144,6 +148,8 @@ class Term(Strict):
             # a resolved recipe spells out every default, which says nothing
             if self.loss not in losses and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"`{key}` says nothing with loss {self.loss}, only with {', '.join(losses)}")
+        if self.memory and self.scope == "slot":
+            raise ValueError("`memory` adds recent steps to a step: it says nothing with scope slot")
         if self.mix is not None and abs(sum(self.mix.values()) - 1) > 1e-3:
             raise ValueError(f"the weights of `mix` must sum to 1, not {sum(self.mix.values()):g}")
         return self

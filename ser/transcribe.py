@@ -64,7 +64,7 @@ def transcribe(
         progress: Called with (utterances done, of how many due).
 
     Returns:
-        The text source, `asr:<name>`: a recipe reads it with `data: {text: asr:<name>}`.
+        The text source, `asr:<name>`: models read it with `text_from: asr:<name>`.
 
     Raises:
         UserError: No such checkpoint, none of Whisper's, or transcripts of that name made otherwise.

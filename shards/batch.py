@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from shards import transcripts
 from shards.audio import BadAudio
+from shards.columns import HAS_TEXT
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.slots import Slot
@@ -29,7 +32,7 @@ class Needs:
     Attributes:
         waveform: Audio of the view.
         text: Transcripts.
-        text_from: Where they come from: "text", or "extra.<name>".
+        text_from: Where they come from; see `texts`.
         features: Name -> store; the frames a model reads instead of audio. Read from the store's output of that name,
             else from its only ragged one; the layers of a layer-pooled output of that name count as frames.
         targets: Name -> store; what teachers said.
@@ -183,10 +186,24 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
 
 
 def texts(dataset: Dataset, source: str, rows: np.ndarray) -> list[str | None]:
-    """Transcripts of some rows: the corpus's own ("text"), or others in its extra fields ("extra.<name>")."""
+    """Transcripts of some rows, None where there is none.
+
+    Args:
+        source: "text", the corpus's own; "extra.<name>", others in its extra fields; "asr:<model>", those that lie beside
+            the dataset (`shards.transcripts`).
+    """
+    if source.startswith("asr:"):
+        return transcripts.read(dataset, source).take(pa.array(np.asarray(rows, np.int64))).to_pylist()
     column, _, key = source.partition(".")
     values = dataset.fields([column], rows).column(column).to_pylist()
     return values if not key else [json.loads(value).get(key) if value else None for value in values]
+
+
+def has_text(dataset: Dataset, source: str, rows: np.ndarray) -> np.ndarray:
+    """(m,) bool: rows with a transcript in `source`, as in `texts`."""
+    if source == "text":
+        return np.asarray(dataset.bits[rows]) & HAS_TEXT != 0
+    return np.array([bool(text) for text in texts(dataset, source, rows)], bool)
 
 
 def _waveforms(

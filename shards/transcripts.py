@@ -1,4 +1,4 @@
-"""Transcripts beside a dataset: what a recogniser heard, read in the place of the corpus's own texts.
+"""Transcripts beside a dataset: what a recogniser heard, for models that read it (`text_from: asr:<model>`).
 
     transcripts/<source>/facts.json          which recogniser, its weights, its settings; written first, must stay the same
     transcripts/<source>/000000.parquet      key and text of each row of a shard, in its order; its commit mark
@@ -7,23 +7,26 @@ Guarantees: no shard, index or plan changes; a shard's transcripts are one file 
 so a stopped transcription goes on where it was and a shard that was rewritten is due again; an empty transcript is no text.
 """
 
+import csv
 import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.columns import HAS_TEXT
 from shards.dataset import Dataset, ShardInfo
 from shards.errors import UserError
 from shards.store import Store
 from shards.utterance import TEXT_SOURCE_PATTERN
 
 FACTS = "facts.json"
+_KEPT: WeakKeyDictionary[Dataset, dict[str, pa.ChunkedArray]] = WeakKeyDictionary()
 
 
 def folder(source: str) -> str:
@@ -87,43 +90,76 @@ def _read(store: Store, source: str, shard: ShardInfo) -> pa.Table | None:
     return table if same and len(table) == shard.rows.stop - shard.rows.start else None
 
 
-class Retold(Dataset):
-    """A dataset whose texts are those of a recogniser; everything else is the dataset's own.
+def read(dataset: Dataset, source: str) -> pa.ChunkedArray:
+    """What a recogniser heard of every row, null where it heard nothing; read once a dataset and kept with it.
 
     Raises:
         UserError: A shard has no transcripts of this source.
     """
-
-    def __init__(self, store: Store, generation: int | None, source: str):
-        super().__init__(store, generation)
-        self.source = source
-        tables = [_read(store, source, shard) for shard in self.shards]
-        lacking = [shard.number for shard, table in zip(self.shards, tables) if table is None]
+    kept = _KEPT.setdefault(dataset, {})
+    if source not in kept:
+        tables = [_read(dataset.store, source, shard) for shard in dataset.shards]
+        lacking = sum(table is None for table in tables)
         if lacking:
             raise UserError(
-                f"{len(lacking)} of {len(self.shards)} shards have no transcripts of {source}",
-                where=store.path(folder(source)),
-                hint=f"ser transcribe {store.url} --model {source.removeprefix('asr:')}",
+                f"{lacking} of {len(tables)} shards have no transcripts of {source}",
+                where=dataset.store.path(folder(source)),
+                hint=f"ser transcribe {dataset.url} --model {source.removeprefix('asr:')}",
             )
         parts = [table["text"] for table in tables if table is not None]
-        self._text = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
-        has = self._text.is_valid().to_numpy()
-        bits = np.where(has, self.bits | HAS_TEXT, self.bits & ~np.uint8(HAS_TEXT)).astype(np.uint8)
-        bits.flags.writeable = False
-        self.bits = bits
+        kept[source] = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+    return kept[source]
 
-    def __reduce__(self):
-        return Retold, (self.store, self.generation, self.source)
 
-    def fields(self, columns: Sequence[str], rows: Sequence[int] | np.ndarray | None = None) -> pa.Table:
-        """As `Dataset.fields`, with the recogniser's `text` and `text_source`."""
-        table = super().fields(columns, rows)
-        text = self._text if rows is None else self._text.take(pa.array(np.asarray(rows, np.int64)))
-        if "text" in columns:
-            table = table.set_column(table.schema.get_field_index("text"), "text", text)
-        if "text_source" in columns:
-            said = pa.array(
-                [self.source if known else "none" for known in text.is_valid().to_pylist()], pa.string()
-            )
-            table = table.set_column(table.schema.get_field_index("text_source"), "text_source", said)
-        return table
+def licence(dataset: Dataset, source: str) -> str:
+    """Licence of the recogniser, as it was known when it wrote."""
+    return json.loads(dataset.store.read(f"{folder(source)}/{FACTS}")).get("licence", "licence not stated")
+
+
+def adopt(dataset: Dataset, source: str, tables: Sequence[str]) -> None:
+    """Take over transcripts that a recogniser wrote elsewhere, for the shards that have none yet.
+
+    Args:
+        source: What wrote them, such as "asr:openai/whisper-small".
+        tables: Files of tab-separated lines, no header: key (with or without the corpus in front) and text. Rows that no
+            table names have no text.
+
+    Raises:
+        UserError: No such file, a line that is not key, tab, text, or lines for utterances that are not there.
+    """
+    said = {key: (text, path) for path in tables for key, text in _table(Path(path)).items()}
+    settle(dataset.store, source, {"imported": True})
+    found: list[list[str | None]] = []
+    for shard in dataset.shards:
+        keys = dataset.keys(np.arange(shard.rows.start, shard.rows.stop))
+        names = [_called(key, shard.corpus, said) for key in keys]
+        found.append([said.pop(name)[0] if name in said else None for name in names])
+    for gone in dataset.quarantined():
+        said.pop(_called(gone["key"], gone["corpus"], said), None)
+    if said:
+        key, (_, path) = next(iter(said.items()))
+        raise UserError(
+            f"{len(said)} transcripts fit no utterance, for example {key!r}",
+            where=path,
+            hint="the first column is the utterance's key, as `ser data DATASET` prints it",
+        )
+    for shard in due(dataset, source):
+        write(dataset, source, shard, found[shard.index])
+
+
+def _called(key: str, corpus: str, said: Mapping[str, Any]) -> str:
+    return key if key in said else key.removeprefix(f"{corpus}-")
+
+
+def _table(path: Path) -> dict[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise UserError(f"the transcripts cannot be read: {error.strerror}", where=str(path)) from None
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise UserError("not key, tab, text", where=f"{path}:{number}", hint="one utterance a line")
+    if not rows:
+        raise UserError("the table of transcripts is empty", where=str(path))
+    return dict(rows)

@@ -86,7 +86,7 @@ class SERModel(nn.Module):
         inputs: What it reads: "waveform", "mel", "prosody", "text", and the names of encoders whose frames it reads.
         needs_equal_lengths: True where padding would change the answer; the caller then batches equal lengths.
         embedding_size: E.
-        text_from: Where its texts come from: "text" or "extra.<name>".
+        text_from: Where its texts come from, as in `shards.batch.texts`.
         attached: Encoders at hand by name, for frames that a batch does not bring (`ser.frames`); no part of the model.
         sequence_size: Channels of what `sequence` gives; 0 for a model without.
     """

@@ -102,8 +102,8 @@ class LinguisticConfig(PretrainedConfig):
         pooling: Also "cls", the first token.
         freeze: "embeddings" freezes the word embeddings, "all_embeddings" those of positions and their norm as well,
             "encoder" the whole backbone.
-        text_from: Where the words come from: "text", the corpus's transcripts, or "extra.<name>", other ones such as a
-            recogniser's.
+        text_from: Where the words come from: "text", the corpus's own transcripts; "extra.<name>", others that it brings;
+            "asr:<model>", a recogniser's beside the dataset (`ser transcribe`, or a corpus's `transcripts`).
         tokenizer: For random weights only: how the tokenizer is built from the training texts.
         vocabulary: For random weights only: largest vocabulary.
     """
@@ -114,7 +114,7 @@ class LinguisticConfig(PretrainedConfig):
     max_tokens: Positive = 128
     pooling: Literal["mean", "attentive", "cls"] = "mean"
     freeze: Literal["none", "embeddings", "all_embeddings", "encoder"] = "none"
-    text_from: Annotated[str, Field(pattern=r"^(text|extra\.[A-Za-z0-9_]+)$")] = "text"
+    text_from: Annotated[str, Field(pattern=r"^(text|extra\.[A-Za-z0-9_]+|asr:.+)$")] = "text"
     tokenizer: Literal["words", "bpe"] = "words"
     vocabulary: Annotated[int, Field(ge=8)] = 8000
 

@@ -49,6 +49,7 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "metric": metric,
         "strictness": report["protocol"]["strictness"],
+        "rules": f"{report['protocol']['strictness']}, {report['protocol']['name']}",
         "badges": badges(report),
         "sentences": sentences(report, comparisons),
         "protocol": protocol_lines(report),
@@ -223,16 +224,22 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     checkpoint = {
         "best-dev": f"the one with the best {_metric_title(p['select_metric'])} on dev",
         "last": "the last one",
-        "best-test": "the best one on the test set",
+        "best-test": f"the one with the best {_metric_title(p['select_metric'])} on the test set",
     }
+    chosen = (
+        "best-test"
+        if dev is not None and dev["by"] == "test" and p["checkpoint"] != "last"
+        else p["checkpoint"]
+    )
     shown = p["labelled"]
     labels = "all" if shown == 1 else f"{shown:.0%}" if isinstance(shown, float) and shown < 1 else str(shown)
     out = [
         ("Protocol", f"{p['name']}" + (f": {p['about']}" if p["about"] else "")),
         ("Strictness", _strictness(p["strictness"])),
+        ("Speech", _speech(p)),
         ("Test sets", f"{kinds[folds['kind']]} ({words.plural(len(report['folds']), 'fold')} here)"),
         ("Dev set", who),
-        ("Checkpoint", checkpoint[p["checkpoint"]]),
+        ("Checkpoint", checkpoint[chosen]),
         ("Headline", f"{_metric_title(report['headline'])}, {'pooled over folds' if p['pool'] == 'pooled' else 'mean over folds'}"),
         ("Training labels that show", labels),
         ("Views", f"{views} augmented ones a training utterance; dev and test are clean" if views else "clean audio only"),
@@ -254,6 +261,19 @@ def protocol_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         told = f"{proxy['field']} stands for {name} ({values}): a proxy, nobody rated {name} here"
         out.insert(4, ("Proxy", told))
     return out
+
+
+def _speech(protocol: dict[str, Any]) -> str:
+    """Which utterances take part, improvised ones alone for instance."""
+    corpora = ", ".join(protocol["corpora"]) or "all corpora"
+    if not protocol["subset"]:
+        return f"all of {corpora}"
+    kept = [f"{name} = {_listed(value)}" for name, value in protocol["subset"].items()]
+    return f"of {corpora} only {' and '.join(kept)}"
+
+
+def _listed(value: Any) -> str:
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _targets(targets: dict[str, Any]) -> str:

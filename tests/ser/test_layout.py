@@ -10,9 +10,7 @@ from ser.layout import Depth, Grid, Trained, check_layout
 from ser.report import layout
 from ser.results import System
 from shards.corpora.spokenaffect.corpus import mishear
-from shards.corpora.transcripts import with_transcripts
 from shards.errors import UserError
-from shards.utterance import Utterance
 
 
 def score(value: float) -> dict:
@@ -136,21 +134,6 @@ def test_subsets_are_masks_over_the_rows():
         subsets.masks(setting(a={"extra.tone": "x"}), system())
     with pytest.raises(UserError, match="true or false"):
         subsets.masks(setting(a={"repeated_text": "yes"}), system())
-
-
-def test_a_recognisers_text_stands_beside_the_corpus_own(tmp_path):
-    utterances = [
-        Utterance(key=f"c-{k}", corpus="c", audio=f"{k}.wav", recording=k, text="true", text_source="human")
-        for k in ("a", "b")
-    ]
-    table = tmp_path / "asr.tsv"
-    table.write_text("a\twhat was heard\n")
-    first, second = with_transcripts(utterances, str(table), "asr:model")
-    assert first.text == "true" and first.extra == {"asr_text": "what was heard", "asr_source": "asr:model"}
-    assert not second.extra
-    table.write_text("z\tnobody\n")
-    with pytest.raises(UserError, match="fit no utterance"):
-        list(with_transcripts(utterances, str(table), "asr:model"))
 
 
 def test_a_simulated_recogniser_errs_as_often_as_it_says():

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import yaml
 
 from ser.protocol import PROTOCOLS, Protocol, folds, labels, load_protocol
+from ser.report.page import protocol_lines
 from shards.errors import UserError
 from shards.utterance import Vote
 from tests.ser.small_dataset import grid, number, packed
@@ -34,6 +36,53 @@ def test_every_protocol_file_loads_and_is_strict_unless_named():
     assert len(found["ravdess-6fold"].folds.groups) == 6
 
 
+ANSWERS = ("strictness", "folds", "dev", "checkpoint", "select_metric", "subset", "pool")
+
+
+def written(name: str) -> dict:
+    """What a protocol file and those that it extends write down, defaults left out."""
+    values = yaml.safe_load((PROTOCOLS / f"{name}.yaml").read_text())
+    below = written(values.pop("extends")) if "extends" in values else {}
+    return below | values
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROTOCOLS.glob("*.yaml")))
+def test_every_protocol_file_answers_every_question(name):
+    """Classes and merges, folds, who is dev, which epoch, which metric, improvised or all, pooled or mean; nothing by default."""
+    said, protocol = written(name), load_protocol(name)
+    silent = {"strictness"} if protocol.strictness == "STRICT" else set()
+    silent |= {"dev"} if protocol.folds.dev else set()  # listed with the folds
+    assert [key for key in ANSWERS if key not in said and key not in silent] == []
+    assert said.get("classes") or said.get("dimensions")
+    answers = dict(protocol_lines({**REPORT, "protocol": protocol.model_dump(mode="json")}))
+    for question in ("Protocol", "Strictness", "Speech", "Test sets", "Dev set", "Checkpoint", "Headline"):
+        assert answers[question], question
+    assert answers["Protocol"].startswith(name) and protocol.strictness in answers["Strictness"]
+    merged = [f"{c} (= {', '.join(own)})" for c, own in protocol.classes.items() if own != [c]]
+    assert all(text in answers["Classes"] for text in merged)
+    on_test = protocol.dev is not None and protocol.dev.by == "test"
+    assert ("on the test set" in answers["Checkpoint"]) == on_test
+
+
+REPORT = {
+    "folds": [{}], "views": {"count": 0}, "headline": "ua", "classes": ["any"], "dimensions": [], "recipe": {"seeds": [0]},
+}  # fmt: skip
+
+
+def test_legacy_files_are_their_strict_partners_but_for_what_is_flawed():
+    for name in ("iemocap-5fold", "iemocap-10fold", "msp-podcast", "mtkd2025", "emodb-emobox"):
+        strict, legacy = load_protocol(name), load_protocol(f"{name}-legacy")
+        assert (strict.strictness, legacy.strictness) == ("STRICT", "LEGACY")
+        for key in ("corpora", "classes", "ignored", "dimensions", "subset", "select_metric", "pool"):
+            assert getattr(strict, key) == getattr(legacy, key), (name, key)
+        assert (strict.folds, strict.dev, strict.checkpoint) != (legacy.folds, legacy.dev, legacy.checkpoint)
+    spoken = dict(protocol_lines({**REPORT, "protocol": load_protocol(IMPROVISED).model_dump(mode="json")}))
+    assert spoken["Speech"] == "of iemocap only extra.style = improvised"
+
+
+IMPROVISED = {"extends": "iemocap-5fold", "subset": {"extra.style": "improvised"}}
+
+
 def test_mistakes_in_the_file_are_named(tmp_path):
     with pytest.raises(UserError, match="did you mean 'classes'"):
         load_protocol({**TOY, "clases": {}})
@@ -55,6 +104,7 @@ def test_mistakes_in_the_file_are_named(tmp_path):
         ({"checkpoint": "best-test"}, "only strictness LEGACY"),
         ({"dev": {"by": "test"}}, "only strictness LEGACY"),
         ({"dev": {"by": "utterance", "share": 0.1}}, "only strictness LEGACY"),
+        ({"strictness": "LEGACY", "checkpoint": "best-test"}, "needs `dev: {by: test}`"),
         ({"labelled": -1}, "above 0"),
         ({"folds": {"kind": "groups", "groups": [["s1"], ["s1"]]}}, "listed twice"),
         ({"scales": {"toy": [3, 1]}}, "lowest"),

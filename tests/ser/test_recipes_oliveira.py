@@ -56,7 +56,7 @@ def test_every_variant_resolves():
     assert set(full.report.depths[0].series["cut and fine-tuned"]) == {2, 4, 6, 8, 12, 16, 20, 24}
     asr = load("oliveira2023/full", variant="asr")
     assert asr.data.corpora[0].transcripts.source == "asr:openai/whisper-small"
-    assert asr.models["fusion_asr"].model.components["text"].text_from == "extra.asr_text"
+    assert asr.models["fusion_asr"].model.components["text"].text_from == "asr:openai/whisper-small"
     assert list(load("oliveira2023/tiny").models) == ROWS
     assert load("oliveira2023/open").report.depths[0].metrics == ["ccc_arousal", "ua"]
 

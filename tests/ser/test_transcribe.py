@@ -5,18 +5,22 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from ser.job import Job, directory, identity
+from ser.online import ask
 from ser.produce import teacher_spec
 from ser.recipe import load
 from ser.setting import open_setting
 from ser.train import train
 from ser.transcribe import Recogniser, transcribe
 from shards import transcripts
+from shards.batch import has_text, texts
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.targets import NO_INPUT, PRESENT
 from tests import tiny
 
 
@@ -88,24 +92,23 @@ def test_the_texts_are_what_whisper_says(heard):
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     url, whisper, source, _ = heard
-    data = transcripts.Retold(Dataset.open(url).store, None, source)
+    data = Dataset.open(url)
     model = WhisperForConditionalGeneration.from_pretrained(whisper).eval()
     processor = WhisperProcessor.from_pretrained(whisper)
     rows = np.arange(4)
-    told = data.fields(["text", "text_source", "key"], rows)
-    for text, audio in zip(told["text"].to_pylist(), data.audio(rows)):
+    told = texts(data, source, rows)
+    for text, audio in zip(told, data.audio(rows)):
         given = processor(audio, sampling_rate=16000, return_tensors="pt", return_attention_mask=True)
         with torch.no_grad():
             said = model.generate(
                 given.input_features, attention_mask=given.attention_mask, max_new_tokens=6, do_sample=False
             )
         assert (text or "") == processor.batch_decode(said, skip_special_tokens=True)[0].strip()
-    assert any(told["text"].to_pylist()), "a recogniser that says nothing proves nothing"
-    assert set(told["text_source"].to_pylist()) <= {source, "none"}
+    assert any(told), "a recogniser that says nothing proves nothing"
+    assert told != texts(data, "text", rows), "the corpus's own stay what they are"
+    assert has_text(data, source, rows).tolist() == [bool(text) for text in told]
     again = pickle.loads(pickle.dumps(data))
-    assert again.fields(["text"]).equals(data.fields(["text"]))
-    has = np.array([t is not None for t in data.fields(["text"])["text"].to_pylist()])
-    assert ((np.asarray(data.bits) & 8 != 0) == has).all()
+    assert texts(again, source, rows[::-1]) == told[::-1]
 
 
 def test_done_work_is_kept_and_lost_work_is_due(heard, monkeypatch):
@@ -116,7 +119,7 @@ def test_done_work_is_kept_and_lost_work_is_due(heard, monkeypatch):
     content = path.read_bytes()
     path.unlink()
     with pytest.raises(UserError, match=r"1 of \d+ shards have no transcripts"):
-        transcripts.Retold(data.store, None, source)
+        texts(Dataset.open(url), source, np.arange(2))
     calls = []
     monkeypatch.setattr(
         Recogniser, "__call__", lambda self, audio, languages: calls.append(len(audio)) or [None] * len(audio)
@@ -138,25 +141,77 @@ def test_another_recogniser_of_the_same_name_is_refused(heard, tmp_path):
         transcribe(url, str(tmp_path / "bert"))
 
 
-def test_a_recipe_reads_them_and_records_it(heard, tmp_path):
-    url, _, source, _ = heard
-    text = {
+def teacher(source: str) -> dict:
+    return {
         "role": "teacher",
-        "model": tiny.BERT,
+        "model": tiny.BERT | {"text_from": source},
         "objective": [{"loss": "cross_entropy"}],
         "train": tiny.training(2),
     }
-    values = tiny.recipe_values(tmp_path, url, {"text": text})
-    human = load(str(tiny.write_recipe(tmp_path, values)))
-    asr = load(str(tiny.write_recipe(tmp_path, values)), [f"data.text={source}"])
-    (fold,) = open_setting(human).folds
-    job = Job(fold, "text", 0)
-    told = identity(open_setting(asr), job)
-    assert told.pop("text") == source
-    assert told == identity(open_setting(human), job), "without the key nothing changes"
-    train(asr, job)
-    facts = json.loads((directory(asr, job) / "model" / "model.json").read_text())
-    assert facts["meta"]["text"] == source
-    assert teacher_spec(open_setting(asr), job).fields["text"] == source
+
+
+def test_a_model_reads_them_beside_one_that_reads_the_corpus_own(heard, tmp_path):
+    url, _, source, _ = heard
+    models = {
+        "human": teacher("text"),
+        "asr": teacher(source),
+        "sound": teacher("text") | {"model": tiny.CONV},
+    }
+    values = tiny.recipe_values(tmp_path, url, models)
+    with pytest.raises(UserError, match=f"training data of {source} are unknown"):
+        strict = open_setting(load(str(tiny.write_recipe(tmp_path, values))))
+        train(strict.recipe, Job(next(iter(strict.folds)), "asr", 0))
+    setting = open_setting(load(str(tiny.write_recipe(tmp_path, values | {"allow_unknown": [source]}))))
+    (fold,) = setting.folds
+    for name in ("human", "asr"):
+        train(setting.recipe, Job(fold, name, 0))
+    told = {n: identity(setting, Job(fold, n, 0)).get("text") for n in models}
+    assert set(told["asr"]) == {source} and told["human"] is None and told["sound"] is None
+    meta = json.loads((directory(setting.recipe, Job(fold, "asr", 0)) / "model" / "model.json").read_text())[
+        "meta"
+    ]
+    assert meta["text"] == told["asr"] and meta["exposure"]["unknown"] == [source]
+    assert f"{source}: licence not stated" in meta["inherited"]
+    assert teacher_spec(setting, Job(fold, "asr", 0)).fields["text"] == told["asr"]
+    assert "text" not in teacher_spec(setting, Job(fold, "human", 0)).fields
+
+
+def test_an_online_teacher_has_no_input_where_its_own_source_has_none(heard, tmp_path):
+    """The corpus's transcripts say nothing of the recogniser's, and the other way round."""
+    url, _, source, _ = heard
+    values = tiny.recipe_values(tmp_path, url, {"asr": teacher(source)}, targets={"source": "online"})
+    setting = open_setting(load(str(tiny.write_recipe(tmp_path, values | {"allow_unknown": [source]}))))
+    (fold,) = setting.folds
+    train(setting.recipe, Job(fold, "asr", 0))
+    live = ask(setting, Job(fold, "asr", 0))
+    kept = transcripts.read(setting.dataset, source)
+    blank = kept.to_pylist()
+    blank[3] = None
+    transcripts._KEPT[setting.dataset][source] = pa.chunked_array([pa.array(blank, pa.string())])
+    state = live.state(np.arange(5))
+    transcripts._KEPT[setting.dataset][source] = kept
+    assert setting.dataset.bits[3] & 8 and state[3] == NO_INPUT
+    assert (state == PRESENT).tolist() == [bool(text) for text in blank[:5]]
+
+
+def test_a_recognisers_transcripts_are_taken_over_from_tables(tmp_path):
+    url = tiny.make_dataset(tmp_path, count=16)
+    data, table = Dataset.open(url), tmp_path / "asr.tsv"
+    keys = data.keys(np.arange(3))
+    table.write_text(f"{keys[0]}\twhat was heard\n{keys[2].removeprefix('tiny-')}\tand more\n")
+    for _ in range(2):
+        transcripts.adopt(data, "asr:theirs", [str(table)])
+    assert texts(data, "asr:theirs", np.arange(3)) == ["what was heard", None, "and more"]
+    assert transcripts.due(data, "asr:theirs") == []
+    for content, what in (
+        ("z\tnobody\n", "fit no utterance"),
+        ("", "is empty"),
+        ("a b\n", "not key, tab, text"),
+    ):
+        table.write_text(content)
+        with pytest.raises(UserError, match=what):
+            transcripts.adopt(data, "asr:others", [str(table)])
+    with pytest.raises(UserError, match="made otherwise"):
+        transcripts.settle(data.store, "asr:theirs", {"model": "whisper"})
     with pytest.raises(UserError, match="ser transcribe"):
-        open_setting(load(str(tiny.write_recipe(tmp_path, values)), ["data.text=asr:nobody"]))
+        texts(data, "asr:nobody", np.arange(2))
