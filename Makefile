@@ -31,7 +31,8 @@ demo: env
 	$(BIN)/ser run demo
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# whole runs come first, so that they do not end up alone on one process
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

@@ -21,13 +21,19 @@ from ser.report.tables import (
 def render(report: dict[str, Any]) -> str:
     """The whole text."""
     told = sentences(report, comparison_rows(report))
-    parts = [f"# {report['name']}", report["about"], "\n".join(f"- {text}" for text in told)]
+    legacy = " (LEGACY)" if report["protocol"]["strictness"] == "LEGACY" else ""
+    parts = [f"# {report['name']}{legacy}", report["about"], "\n".join(f"- {text}" for text in told)]
     parts.append("\n".join(f"- {question}: {answer}" for question, answer in protocol_lines(report)))
     for table in result_tables(report):
         heads = ["model", "what it is", "parameters", *map(words.title, table["columns"])]
         heads += ["ceiling UA"] if table["ceilings"] else []
         rows = [
-            [row["name"], f"{row['role']}: {row['kind']}", row["parameters"], *map(_cell, row["cells"])]
+            [
+                row["name"] + legacy,
+                f"{row['role']}: {row['kind']}",
+                row["parameters"],
+                *map(_cell, row["cells"]),
+            ]
             + ([row["ceiling"]] if table["ceilings"] else [])
             for row in table["rows"]
         ]
