@@ -262,17 +262,18 @@ def plan(
     from ser.capacity import GIB
     from ser.capacity import plan as needs
     from ser.recipe import load
+    from ser.report.words import count
 
     found = load(recipe, overrides or [], variant)
     rows = [
         (
-            n.name, f"{n.parameters:,}", f"{n.trainable:,}", f"{n.backbone:,}", f"{n.backbone_trainable:,}",
+            n.name, *map(count, (n.parameters, n.trainable, n.backbone, n.backbone_trainable)),
             f"{n.inference / GIB:.2f}", f"{n.training / GIB:.2f}",
         )
         for n in needs(found, gpus)
     ]  # fmt: skip
-    heads = ["model", "parameters", "trained", "without heads", "trained", "GiB to answer (bf16)", f"GiB of states a GPU, {gpus} GPUs"]  # fmt: skip
-    Display().table(f"{found.name}: states without activations", heads, rows)
+    heads = ["model", "in all", "trained", "no heads", "trained", "GiB bf16", f"GiB/GPU of {gpus}"]  # fmt: skip
+    Display().table(f"{found.name}: bf16 to answer, states of training without activations", heads, rows)
 
 
 @app.command()

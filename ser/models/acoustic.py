@@ -98,7 +98,7 @@ class Acoustic(SERModel):
         self.masked_norm = group and config.group_norm == "masked"
         self.needs_equal_lengths = group and config.group_norm == "plain"
         if config.gradient_checkpointing:
-            self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.encoder.activation_checkpointing_enable({"use_reentrant": False})
         self.freeze(config.freeze)
         self.mix = LayerMix(shape.num_hidden_layers + 1) if config.layers == "weighted" else None
         self.pool = POOLING[config.pooling](shape.hidden_size)

@@ -47,7 +47,7 @@ class Linguistic(SERModel):
         if skeleton is None:
             self.tokens.limit(min(config.max_tokens, self._positions()))
         if config.gradient_checkpointing:
-            self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.encoder.activation_checkpointing_enable({"use_reentrant": False})
         self.text_from = config.text_from
         self.freeze(config.freeze)
         self.pool = POOLING[config.pooling](self.encoder.config.hidden_size)
