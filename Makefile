@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # DeepSpeed compiles its C++ operations on first use; they are kept with the environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help env demo test test-fast check bench clean
+.PHONY: help env demo test test-fast check bench tables clean
 
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
 	@echo "make test       environment, then the whole suite, on two processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
 	@echo "make check      ruff and pyright"
+	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
 	@echo "make clean      remove the environment and caches; runs and data stay"
 	@echo "make bench      loader, packing, targets, prosody (prints; never fails on time)"
 
@@ -30,7 +31,8 @@ demo: env
 	$(BIN)/ser run demo
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# whole runs come first, so that they do not end up alone on one process
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
@@ -40,6 +42,14 @@ check: env
 
 bench: env
 	for name in loader packing targets prosody; do $(BIN)/python -m tests.bench.$$name; done
+
+# Each keeps what is finished, so that this may be stopped and called again; the tables are kept with their date.
+SYSTEMS := mitra2022 mitra2023 emodistill oliveira2023 mtkd2025 fused
+tables: env
+	set -e; for size in tiny open; do for name in $(SYSTEMS); do \
+		$(BIN)/ser run $$name/$$size; \
+		cp runs/$$name-$$size/report.md tests/bench/results/$$name-$$size-$$(date +%F).md; \
+	done; done
 
 # What is built and cached only: trainings and datasets are never removed from here.
 clean:

@@ -32,17 +32,17 @@ class Needs:
     Attributes:
         waveform: Audio of the view.
         text: Transcripts.
-        text_from: Where they come from; see `texts`.
         features: Name -> store; the frames a model reads instead of audio. Read from the store's output of that name,
             else from its only ragged one; the layers of a layer-pooled output of that name count as frames.
         targets: Name -> store; what teachers said.
+        text_from: Where transcripts come from; see `texts`.
     """
 
     waveform: bool = False
     text: bool = False
-    text_from: str = "text"
     features: Mapping[str, TargetStore] = field(default_factory=dict)
     targets: Mapping[str, TargetSource] = field(default_factory=dict)
+    text_from: str = "text"
 
 
 @dataclass

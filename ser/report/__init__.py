@@ -1,16 +1,16 @@
-"""The report: one self-contained HTML page made from `report.json` alone.
+"""The report: one self-contained HTML page made from `report.json` alone, and its tables as Markdown.
 
-Guarantees: no network, no scripts, no file beside it; every number on the page stands in `report.json`. What was
+Guarantees: no network, no scripts, no file that it needs; every number on the page stands in `report.json`. What was
 measured on generated speech is called synthetic, and a LEGACY protocol says so in every row.
 """
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ser.setting import Setting
+from shards import atomic
 
 
 def write_report(setting: Setting) -> Path:
@@ -30,18 +30,20 @@ def write_report(setting: Setting) -> Path:
 
 
 def write_page(report: dict[str, Any], path: Path) -> Path:
-    """Write the page of a report whole: temporary name, sync, rename. A page that shows this report is kept."""
+    """Write the page of a report, and its tables as Markdown beside it. What shows this report already is kept."""
     stamp = _stamp(report)
-    if path.is_file() and f'content="{stamp}"' in path.read_text(encoding="utf-8")[:1000]:
+    tables = path.with_suffix(".md")
+    if (
+        path.is_file()
+        and tables.is_file()
+        and f'content="{stamp}"' in path.read_text(encoding="utf-8")[:1000]
+    ):
         return path
-    from ser.report.page import render
+    from ser.report import markdown, page
 
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(render(report, stamp))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # the page last: it bears the stamp
+    atomic.write(tables, markdown.render(report))
+    atomic.write(path, page.render(report, stamp))
     return path
 
 

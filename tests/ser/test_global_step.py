@@ -40,7 +40,7 @@ class Targets:
 
 
 class Toy(nn.Module):
-    inputs = frozenset()
+    inputs, attached = frozenset(), {}
 
     def __init__(self):
         super().__init__()

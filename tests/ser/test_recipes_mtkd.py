@@ -1,15 +1,11 @@
 """Recipes of Bijoy et al. 2025: every variant resolves, the tiny ones run whole, the full model is as large as the paper's."""
 
-import json
-import time
-
 import pytest
 import torch
 
-from launch.display import Display
-from launch.run import run
 from ser.recipe import RECIPES, Recipe, find, load
 from shards.errors import UserError
+from tests.whole import report_of, run_here
 
 NAMES = sorted(p.stem for p in (RECIPES / "mtkd2025").glob("*.yaml"))
 MONO = ["FT-Mono", "KD-Mono", "MTKD-Mono"]
@@ -114,18 +110,10 @@ def small(name: str, tmp_path_factory, **changes) -> Recipe:
     )  # fmt: skip
 
 
-def run_whole(recipe: Recipe) -> dict:
-    pytest.importorskip("ray")
-    began = time.perf_counter()
-    run(recipe, Display(quiet=True))
-    print(f"{recipe.name}: {time.perf_counter() - began:.0f} s")
-    return json.loads((recipe.directory / "report.json").read_text())
-
-
 @pytest.mark.slow
 def test_the_tiny_recipe_runs_whole_and_has_all_rows(tmp_path_factory):
     recipe = small("tiny", tmp_path_factory)
-    report = run_whole(recipe)
+    report = report_of(recipe)
     assert report["order"] == [*recipe.models, *MONO] and not report["incomplete"]
     for name in report["order"]:
         told = report["models"][name]["scores"]["labels"]
@@ -159,14 +147,14 @@ def test_the_tiny_recipe_runs_whole_and_has_all_rows(tmp_path_factory):
         "for each language its own model",
     ):
         assert words in page
-    again = run(recipe, Display(quiet=True))
+    again = run_here(recipe)
     assert all(line.made == 0 for line in again), "all is there and valid"
 
 
 @pytest.mark.slow
 def test_the_released_codes_setup_runs_under_legacy_with_a_red_line(tmp_path_factory):
     recipe = small("tiny-repo", tmp_path_factory)
-    report = run_whole(recipe)
+    report = report_of(recipe)
     assert report["order"] == [*recipe.models, *MONO] and report["protocol"]["strictness"] == "LEGACY"
     leaks = [f["text"] for f in report["findings"] if f["level"] == "leak"]
     assert any("ft_en was fitted on" in text and "fold-1" in text for text in leaks), (
@@ -178,4 +166,4 @@ def test_the_released_codes_setup_runs_under_legacy_with_a_red_line(tmp_path_fac
     told = report["targets"]["teachers"]["ft_en"]
     assert told["computed"] == told["read"] > 0 and told["saved"] == told["bytes"] == 0
     page = (recipe.directory / "report.html").read_text()
-    assert "LEAK" in page and "in TRAINING mode" in page and 'class="leak">LEGACY' in page
+    assert "LEAK" in page and "in TRAINING mode" in page and 'leak">LEGACY' in page

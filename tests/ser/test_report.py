@@ -9,6 +9,7 @@ import pytest
 
 from ser.evaluate import evaluate
 from ser.report import words, write_page, write_report
+from ser.report.tables import result_tables
 from tests.ser import fake_run
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -135,6 +136,34 @@ def test_a_page_of_the_same_report_is_kept_and_of_another_one_replaced(run, tmp_
     other = copy.deepcopy(report)
     other["about"] = "Something else."
     assert "Something else." in write_page(other, path).read_text()
+
+
+def markdown_tables(text: str) -> dict[str, list[list[str]]]:
+    """Rows of each table of a Markdown text, by the heading above it; the heads' row first."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("| ") and not line.startswith("| --- "):
+            found.setdefault(heading, []).append(line[2:-2].split(" | "))
+    return found
+
+
+def test_the_tables_stand_beside_the_page_as_markdown(run, tmp_path):
+    """Every model has a row in every table of scores, and every cell is the page's."""
+    report = run[1]
+    found = markdown_tables(write_page(report, tmp_path / "report.html").with_suffix(".md").read_text())
+    for table in result_tables(report):
+        heads, *rows = found[f"Scores against {table['told']}"]
+        assert [row[0] for row in rows] == report["order"]
+        for row, wanted in zip(rows, table["rows"], strict=True):
+            shown = dict(zip(heads, row, strict=True))
+            for metric, cell in zip(table["columns"], wanted["cells"], strict=True):
+                told = f"{cell['value']} ({cell['interval']})" if cell["interval"] else cell["value"]
+                assert shown[words.title(metric)] == told
+    assert len(found["Comparisons"]) == 1 + len(report["comparisons"])
+    assert all(len({len(row) for row in rows}) == 1 for rows in found.values()), "as many cells in every row"
 
 
 def test_what_users_write_is_text(run, tmp_path):

@@ -12,6 +12,11 @@ from ser.models import count_parameters, load, save
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
+def said(output) -> list[torch.Tensor]:
+    """What a model answered, field by field."""
+    return [part for part in output if part is not None]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 def test_padding_changes_nothing(tiny, kind, dtype):
     model = tiny.make(kind).to(dtype).eval()
@@ -21,7 +26,7 @@ def test_padding_changes_nothing(tiny, kind, dtype):
         together = model(batch)
         for row in range(len(batch.lengths)):
             alone = model(tiny.one_row(batch, row))
-            for a, b in zip(alone, together):
+            for a, b in zip(said(alone), said(together), strict=True):
                 if a.dtype == torch.bool:
                     assert a[0] == b[row]
                 else:
@@ -74,7 +79,7 @@ def test_saved_and_loaded_answers_are_equal_to_the_bit(tiny, kind, tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     assert meta == {"names": ["a", "b", "c", "d"]} and not again.training
     with torch.no_grad():
-        for a, b in zip(model(batch), again(batch)):
+        for a, b in zip(said(model(batch)), said(again(batch)), strict=True):
             assert torch.equal(a, b)
     assert again.config == model.config and again.inputs == model.inputs
     assert count_parameters(again) == count_parameters(model)
