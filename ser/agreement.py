@@ -20,6 +20,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from ser.job import Job
+    from ser.loss import Supervision
     from ser.setting import Setting
 
 CLASS_TERMS = frozenset({"cross_entropy", "kl", "multi_kl"})
@@ -196,6 +197,26 @@ def check_dev(protocol: Protocol, entry: ModelRecipe, labels: Labels, fold: Fold
             f"no dev utterance has a label that select_metric {metric} needs",
             where=f"protocol {protocol.name}, {called(fold.name)}",
             hint="choose other dev speakers, or another protocol.select_metric",
+        )
+
+
+def check_classes(entry: ModelRecipe, names: list[str], shown: "Supervision", fold: Fold) -> None:
+    """Refuse to teach classes by labels that are all of one.
+
+    Args:
+        shown: Labels as the model may see them: those of the training rows whose label shows.
+
+    Raises:
+        UserError: Naming the class and the fold.
+    """
+    if not any(term.loss == "cross_entropy" for term in entry.objective) or shown.soft is not None:
+        return
+    found = np.unique(shown.classes[shown.classes >= 0])
+    if len(found) == 1:
+        raise UserError(
+            f"every training label is {names[found[0]]}: one class alone cannot be told from anything",
+            where=called(fold.name),
+            hint="choose folds, `rows` or `labelled` that leave two classes or more to learn from",
         )
 
 

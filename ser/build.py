@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ser import exposure, online
-from ser.agreement import agree, check_dev, check_tuning, outputs
+from ser.agreement import agree, check_classes, check_dev, check_tuning, outputs
 from ser.checkpoint import write_json
 from ser.distributed import World
 from ser.frames import frame_sizes
@@ -33,7 +33,7 @@ from ser.protocol import Fold, Labels
 from ser.recipe import ModelRecipe, TrainConfig
 from ser.setting import Setting, restricted, supervision
 from ser.sources import CrossFitted, Permuted, parts_of, refuse_heard
-from ser.start import encoder_parameters, start_encoder, text_source
+from ser.start import encoder_parameters, reads_text, start_encoder, text_source
 from shards import law
 from shards.batch import texts as transcripts_of
 from shards.columns import HAS_TEXT
@@ -116,6 +116,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     fold = restricted(setting, whole, job.model)
     check_dev(setting.protocol, entry, setting.labels, fold)
     labels, labelled = supervision(setting, whole, job.model, config.class_weights)
+    check_classes(entry, setting.classes, labels, fold)
     rows = fold.train if entry.data == "all" else labelled
     known = np.asarray(dataset.bits) & HAS_TEXT != 0
     if entry.role == "encoder":
@@ -222,11 +223,11 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
     texts: list[str] | None = [t for t in transcripts_of(dataset, source, rows) if t]
     if entry.role == "encoder" and not entry.objective:
         texts = None  # a pretrained encoder that stays as it is has nothing to transcribe
-    elif not texts and source != "text":
+    elif not texts and reads_text(entry.model):
         raise UserError(
-            f"no training utterance has a transcript in {source}",
+            f"{job.model} reads, and no training utterance has a transcript in {source}",
             where=f"models.{job.model}.model.text_from",
-            hint="give the corpus such transcripts, or leave text_from out",
+            hint="`ser transcribe` writes some beside the dataset; or leave this model out",
         )
     answers = outputs(recipe, job.model)
     count = len(setting.classes) if answers.classes else 0
@@ -244,7 +245,13 @@ def _model(setting: Setting, job: Job, rows: np.ndarray, features: dict[str, Tar
             model, load(model_directory(setting, below(recipe, job, entry.encoder_from)))[0], job.model
         )
     if entry.train is not None and entry.train.init_from:
-        start, _ = load(entry.train.init_from)
+        start, told = load(entry.train.init_from)
+        if start.classes and told.get("classes", setting.classes) != setting.classes:
+            raise UserError(
+                f"init_from tells apart {', '.join(told['classes'])}, this protocol {', '.join(setting.classes)}",
+                where=entry.train.init_from,
+                hint="give a model of the same classes in the same order",
+            )
         try:
             model.load_state_dict(start.state_dict())
         except RuntimeError as error:

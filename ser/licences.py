@@ -12,13 +12,17 @@ from typing import Any
 
 _RESTRICTED = re.compile(r"\bNC\b|non-?commercial|research|academic", re.IGNORECASE)
 _NAME = re.compile(r"^\S+/\S+: ")
-# As their cards on the hub state it.
+# As their pages on the hub state it. WavLM's cards have no tag, but name UniSpeech's licence as theirs.
 KNOWN = {
     "facebook/hubert-base-ls960": "Apache-2.0",
     "facebook/hubert-large-ll60k": "Apache-2.0",
     "facebook/hubert-xlarge-ll60k": "Apache-2.0",
     "facebook/wav2vec2-base": "Apache-2.0",
+    "microsoft/wavlm-base": "CC BY-SA 3.0",
+    "microsoft/wavlm-base-plus": "CC BY-SA 3.0",
+    "microsoft/wavlm-large": "CC BY-SA 3.0",
     "ntu-spml/distilhubert": "Apache-2.0",
+    "openai/whisper-small": "Apache-2.0",
     "google-bert/bert-base-uncased": "Apache-2.0",
     "google-bert/bert-large-uncased": "Apache-2.0",
     "bert-base-uncased": "Apache-2.0",

@@ -8,9 +8,6 @@ Names as in speech-emotion papers: UA is the unweighted mean of the recalls, WA 
 "weighted recall" of scikit-learn).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 Array = np.ndarray
@@ -203,39 +200,3 @@ def _known(probabilities: Array, truth: Array) -> tuple[Array, Array]:
 
 def _one_hot(truth: Array, classes: int) -> Array:
     return truth if truth.ndim == 2 else np.eye(classes)[truth]
-
-
-@dataclass(frozen=True)
-class GroupScore:
-    """A metric of one group; `value` is None, with the reason, where the group is too small."""
-
-    value: float | None
-    count: int
-    reason: str = ""
-
-
-def per_group(
-    metric: Callable[..., float], groups: Sequence[str | None], *arrays: Array, minimum: int = 20
-) -> dict:
-    """`metric(*arrays)` within every group (language, gender, corpus, ...).
-
-    Args:
-        metric: Takes the arrays cut to a group's rows.
-        groups: (n,) group of every row; None rows are left out.
-        arrays: Each (n, ...).
-        minimum: Groups of fewer rows get no value, and say so.
-
-    Returns:
-        {group: GroupScore}, sorted by name.
-    """
-    names = np.asarray(["" if g is None else str(g) for g in groups], dtype=object)
-    out: dict[str, GroupScore] = {}
-    for name in sorted({g for g in names if g}):
-        rows = np.flatnonzero(names == name)
-        if len(rows) < minimum:
-            out[name] = GroupScore(None, len(rows), f"{len(rows)} utterances, fewer than {minimum}")
-            continue
-        value = float(metric(*(np.asarray(a)[rows] for a in arrays)))
-        undefined = not np.isfinite(value)
-        out[name] = GroupScore(None if undefined else value, len(rows), "undefined here" if undefined else "")
-    return out

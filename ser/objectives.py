@@ -255,15 +255,6 @@ def uniform_weights(present: Tensor) -> Tensor:
     return share / share.sum(0).clamp_min(1)
 
 
-def oracle_weights(teacher_language: Tensor, row_language: Tensor, present: Tensor) -> Tensor:
-    """(N, B) weights shared by the present teachers of the row's own language: the upper bound on any weighting.
-
-    Args:
-        teacher_language: (N,) language codes; row_language: (B,) codes; present: (N, B) bool.
-    """
-    return uniform_weights(present & (teacher_language[:, None] == row_language[None, :]))
-
-
 def uncertainty_weights(teachers: Tensor, present: Tensor, tau: float = 0.25) -> Tensor:
     """Teacher weights softmax_i(-H(p_i) / (tau log K)): who is sure of an utterance counts for more there.
 
@@ -354,28 +345,6 @@ def multi_teacher_kl(student: Tensor, teachers: Tensor, weights: Tensor, **optio
     """
     terms = torch.stack([kl(student, teacher, **options) for teacher in teachers])
     return torch.where(weights > 0, weights.to(terms) * terms, 0.0).sum(0)
-
-
-def fuse_targets(
-    teachers: Tensor, weights: Tensor, mode: Literal["probability", "log"] = "probability"
-) -> Tensor:
-    """One teacher out of many: log-probabilities of the weighted mixture, usable wherever logits are.
-
-    probability: log sum_i w_i p_i (a mixture); log: log-softmax of sum_i w_i log p_i (a logarithmic pool).
-
-    Args:
-        teachers: (N, B, K) logits; weights: (N, B), zero where absent (a row of zeros gives uniform classes).
-
-    Returns:
-        (B, K) log-probabilities, no graph attached.
-    """
-    log_p = F.log_softmax(teachers.detach(), dim=-1)
-    w = weights.to(log_p).unsqueeze(-1)
-    # An absent teacher's numbers may be anything, nan too.
-    log_p = torch.where(w > 0, log_p, 0.0)
-    if mode == "log":
-        return F.log_softmax((w * log_p).sum(0), dim=-1)
-    return F.log_softmax(torch.where(w > 0, log_p + w.clamp_min(1e-30).log(), -1e4).logsumexp(0), dim=-1)
 
 
 def product_of_experts(logits: Tensor, present: Tensor, log_prior: Tensor) -> Tensor:

@@ -134,41 +134,6 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-@dataclass(frozen=True)
-class OverFolds:
-    """A metric over the test rows of all folds together, and within each fold."""
-
-    pooled: float
-    mean: float
-    folds: dict[str, float]
-
-
-def over_folds(
-    metric: str, truth: Array, predicted: Array, fold: Sequence[str], classes: int | None = None
-) -> OverFolds:
-    """Pooled metric, its mean over folds and every fold's own, each the mean over seeds.
-
-    Args:
-        metric: Name in `METRICS`.
-        truth: (n,) classes (-1 unknown), or (n,) or (n, D) dimensions (NaN unknown).
-        predicted: Like `truth`, or (S, n[, D]) with a leading axis of seeds.
-        fold: (n,) name of the fold that tested each row.
-        classes: K; by default the largest class seen + 1.
-
-    Folds where the metric is undefined are NaN and leave the mean.
-    """
-    m, truth = METRICS[metric], np.asarray(truth)
-    seeds = np.asarray(predicted)
-    seeds = seeds[None] if seeds.ndim == truth.ndim else seeds
-    names, codes = np.unique(np.asarray(fold).astype(str), return_inverse=True)
-    size = class_count(truth, [seeds], classes)
-    stats = np.stack([m.statistics(truth, p, codes, size, len(names)) for p in seeds])
-    each = m.value(stats).mean(0)
-    return OverFolds(
-        float(m.value(stats.sum(1)).mean()), float(nanmean(each)), dict(zip(names.tolist(), each.tolist()))
-    )
-
-
 def class_count(truth: Array, systems: Sequence[Array], classes: int | None) -> int:
     """K where it is not given: the largest class seen + 1; 0 for truths that are no classes."""
     if classes is not None:

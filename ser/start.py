@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ser.models import SERModel
-from ser.models.config import FusedConfig
+from ser.models.config import FusedConfig, LinguisticConfig
 from ser.models.fused import Fused
 from shards.errors import UserError
 
@@ -33,6 +33,13 @@ def text_source(config: Any) -> str:
         found = [text_source(part) for part in config.components.values() if part is not None]
         return next((source for source in found if source != "text"), "text")
     return getattr(config, "text_from", "text")
+
+
+def reads_text(config: Any) -> bool:
+    """Whether a model's own configuration (not that of trained components) has a part that reads."""
+    if isinstance(config, FusedConfig):
+        return any(reads_text(part) for part in config.components.values() if part is not None)
+    return isinstance(config, LinguisticConfig)
 
 
 def encoder_parameters(model: SERModel) -> list[nn.Parameter]:

@@ -3,7 +3,8 @@
 Guarantees: log-mels are computed inside the graph (the Fourier transform as a convolution with its own basis), so the file
 needs nothing but audio; the graph's answers are compared with the model's over several batches and lengths before it is
 handed over.
-Gives up: models that read text or hand-made features; rows shorter than the model's least length, which are refused by
+Gives up: models that read text, hand-made features or an encoder's frames, and those that hear nothing themselves (probes,
+answers from files), which are refused by name; fusions of networks over log-mels of different kinds; rows shorter than the model's least length, which are refused by
 the graph (pad them with silence).
 """
 
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from ser.features.mel import FFT, HOP, MARGIN, WINDOW, LogMel
 from ser.models import SERModel
+from ser.models.fused import Fused
 from ser.models.pooling import frame_mask
 from ser.models.students import Conv
+from ser.models.tcgru import TCGRU
 from shards.errors import UserError
 
 FILE = "model.onnx"
@@ -60,7 +63,8 @@ class Graph(nn.Module):
     def __init__(self, model: SERModel):
         super().__init__()
         self.model = model
-        self.mel = MelGraph(model.config.mel) if isinstance(model, Conv) else None
+        options = mel_options(model)
+        self.mel = MelGraph(options[0]) if options else None
 
     @property
     def names(self) -> list[str]:
@@ -79,8 +83,19 @@ class Graph(nn.Module):
         return tuple(getattr(out, name) for name in self.names)
 
 
+def mel_options(model: SERModel) -> list[dict[str, Any]]:
+    """Log-mels that a model and its components read, each kind once."""
+    if isinstance(model, Fused):
+        every = [options for part in model.parts.values() for options in mel_options(part)]
+        return [options for i, options in enumerate(every) if options not in every[:i]]
+    reads = isinstance(model, Conv) or (isinstance(model, TCGRU) and "mel" in model.config.streams)
+    return [model.config.mel] if reads else []
+
+
 def least_samples(model: SERModel) -> int:
     """The shortest waveform that the graph takes."""
+    if isinstance(model, Fused):
+        return max(least_samples(part) for part in model.parts.values())
     shape = getattr(getattr(model, "encoder", None), "config", None)
     if shape is None or not hasattr(shape, "conv_kernel"):
         return WINDOW
@@ -100,13 +115,8 @@ def write(model: SERModel, meta: dict[str, Any], folder: Path) -> dict[str, Any]
         UserError: The libraries are missing, the model reads more than audio, it does not export, or it answers otherwise.
     """
     _libraries()
-    more = sorted(set(model.inputs) - {"waveform", "mel"})
-    if more:
-        raise UserError(
-            f"the model reads {', '.join(more)} beside audio",
-            where="ser export --to onnx",
-            hint="export a student",
-        )
+    if why := refusal(model, meta):
+        raise UserError(why, where="ser export --to onnx", hint="export a student that hears audio alone")
     graph, least = Graph(model.float().eval()), least_samples(model)
     path = folder / FILE
     program = _program(graph, max(least + 3 * HOP, 8000))
@@ -121,6 +131,28 @@ def write(model: SERModel, meta: dict[str, Any], folder: Path) -> dict[str, Any]
         f"At least {least} samples a row; pad shorter ones with zeros and give their true length.",
     ]
     return {"notes": notes, "difference": difference, "least_samples": least, "outputs": graph.names}
+
+
+def refusal(model: SERModel, meta: dict[str, Any]) -> str | None:
+    """Why a model is no graph from audio to answers; None where it is."""
+    if isinstance(model, Fused):
+        found = [why for part in model.parts.values() if (why := refusal(part, meta))]
+        if not found and len(mel_options(model)) > 1:
+            found = ["its components hear log-mels of different kinds"]
+        return found[0] if found else None
+    kind = model.config.kind
+    told = {
+        "probe": "a probe reads stored hidden states of its encoder",
+        "external": "its answers were read from files, by key: it hears nothing",
+        "classical": "a classical model works on functionals of scikit-learn's",
+        "speech": "an encoder of frames has no answer of its own",
+    }
+    if kind in told:
+        return told[kind]
+    if encoders := sorted(set(model.inputs) & set(meta.get("encoders", {}))):
+        return f"the model reads frames of the encoder {', '.join(encoders)}, which is no part of it"
+    more = sorted(set(model.inputs) - {"waveform", "mel"})
+    return f"the model reads {', '.join(more)} beside audio" if more else None
 
 
 def _libraries() -> None:

@@ -82,21 +82,3 @@ class Normaliser:
 def valid(frames: Tensor, lengths: Tensor) -> Tensor:
     """(B, F) true where a frame lies inside its utterance."""
     return torch.arange(frames.shape[1], device=frames.device)[None] < lengths.to(frames.device)[:, None]
-
-
-def per_utterance(frames: Tensor, lengths: Tensor, floor: float = 1e-5) -> Tensor:
-    """Normalises each utterance by its own mean and standard deviation; no fit, no exposure.
-
-    Args:
-        frames: (B, F, D).
-        lengths: (B,) true frames.
-
-    Returns:
-        (B, F, D) float32, zero beyond each end; a column that does not move inside an utterance becomes 0.
-    """
-    mask = valid(frames, lengths)[..., None].double()
-    number = mask.sum(1, keepdim=True).clamp(min=1.0)
-    mean = (frames.double() * mask).sum(1, keepdim=True) / number
-    centred = (frames.double() - mean) * mask
-    deviation = (centred.square().sum(1, keepdim=True) / number).sqrt()
-    return (centred / torch.where(deviation < floor, 1.0, deviation)).float()

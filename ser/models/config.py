@@ -195,7 +195,8 @@ class ExternalConfig(_Config):
         labels: Order of its `probabilities` or `logits`, in its own words.
         classes: Its label to the protocol's class (several may meet in one), null for one that is dropped. Needed unless
             its labels are the protocol's classes.
-        dimensions: Order of its `dimensions`; with `scale` mapped to [0, 1].
+        dimensions: Order of its `dimensions`.
+        scale: Their lowest and highest value, mapped to [0, 1]; must be said where there are dimensions.
         any_view: Give the clean utterance's answer to every view, which is not the view that was answered.
         licence: Of the model that answered, as its owner states it.
         model: What it is called in cards, for example emotion2vec/emotion2vec_plus_large.
@@ -208,8 +209,18 @@ class ExternalConfig(_Config):
     labels: tuple[str, ...] = ()
     classes: dict[str, str | None] = {}
     dimensions: tuple[Literal["valence", "arousal", "dominance"], ...] = ()
-    scale: tuple[float, float] = (0.0, 1.0)
+    scale: tuple[float, float] | None = None
     any_view: bool = False
+
+    @model_validator(mode="after")
+    def _scaled(self):
+        if self.dimensions and self.scale is None:
+            raise ValueError(
+                "`dimensions` need their `scale`, for example [1, 7], or [0, 1] if they are on it"
+            )
+        if self.scale is not None and self.scale[0] >= self.scale[1]:
+            raise ValueError("scale is (lowest, highest)")
+        return self
 
 
 class FrameConfig(HeadConfig):

@@ -163,6 +163,7 @@ def _dimensions(config: ExternalConfig, table: list[dict[str, Any]]) -> np.ndarr
             "the answers' dimensions and `dimensions` do not fit", where=config.files,
             hint="dimensions: [arousal, dominance, valence] in their order, three numbers a row",
         )  # fmt: skip
+    assert config.scale is not None
     low, high = config.scale
     values = (values - low) / (high - low)
     if values.min() < -0.5 or values.max() > 1.5:

@@ -10,6 +10,7 @@ import torch
 
 from ser.export import choose, export
 from ser.export.onnx import Graph, MelGraph
+from ser.export.onnx import write as write_onnx
 from ser.features.mel import LogMel
 from ser.models import build, load, save
 from ser.predict import predict
@@ -111,14 +112,32 @@ def test_the_mel_of_the_graph_is_the_models(tmp_path):
         torch.testing.assert_close(mine[:, : frames.shape[1]], frames, atol=2e-4, rtol=1e-4)
 
 
+DISTIL = {"num_hidden_layers": 2, "feat_proj_layer_norm": False, "conv_pos_batch_norm": False}
+TCGRU = {
+    "kind": "tcgru",
+    "streams": {"mel": {"stack": 2, "normalise": "fitted"}},
+    "bands": 20,
+    "width": 8,
+    "embedding": 8,
+}
 ONNX = {
     "conv": {**tiny.CONV, "statistics": True, "normalise": "level", "pooling": "mean_max"},
-    "hubert": hubert(),
-    "hubert-layer": hubert(layer=True, pooling="attentive", embedding=8, layers="weighted"),
+    "conv-gru": {**tiny.CONV, "mixer": "gru", "pooling": "last"},
     "conv-bigru": {**tiny.CONV, "mixer": "bigru", "functionals": True},
     "conv-transformer": {**tiny.CONV, "mixer": "transformer", "heads": 2},
+    "conv-skip": {**tiny.CONV, "strides": [1], "skip": True, "mixer": "gru", "normalise": "utterance"},
+    "tcgru": TCGRU,
+    "tcgru-plain": {**TCGRU, "streams": {"mel": {"layer_norm": False}}, "bypass": False, "embedding_activation": "tanh"},
+    "hubert": hubert(),
+    "hubert-layer": hubert(layer=True, pooling="attentive", embedding=8, layers="weighted"),
+    "hubert-encoder": hubert(kind="encoder", embedding=8),
+    "distilhubert": hubert(kind="encoder", **{"config": {**tiny.HUBERT["config"], **DISTIL}}),
+    "wav2vec2": hubert("wav2vec2"),
     "wavlm": hubert("wavlm", layer=True),
-}
+    "two-ears": {
+        "kind": "fused", "mode": "gated", "frozen": False, "embedding": 8, "components": {"a": tiny.CONV, "b": hubert()},
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -146,11 +165,36 @@ def test_onnxruntime_answers_as_the_model_does(kind, tmp_path):
             torch.testing.assert_close(torch.from_numpy(theirs), getattr(mine, name), atol=1e-4, rtol=1e-3)
 
 
-def test_a_reader_does_not_become_a_graph_of_audio(tmp_path):
+FRAMES = {"kind": "tcgru", "streams": {"ear": {"size": 16}}, "width": 8, "embedding": 8}
+PROBE = {"kind": "probe", "encoder": "ear", "states": 3, "size": 16, "layer": 1, "embedding": 8}
+FILES = {"kind": "external", "files": "answers.jsonl", "model": "them/theirs", "licence": "MIT"}
+REFUSED = {
+    "text": (tiny.BERT, "reads text beside audio"),
+    "prosody": ({"kind": "prosodic", "width": 8, "blocks": 1}, "reads prosody beside audio"),
+    "probe": (PROBE, "a probe reads stored hidden states of its encoder"),
+    "files": (FILES, "its answers were read from files"),
+    "frames": (FRAMES, "reads frames of the encoder ear, which is no part of it"),
+    "speech": ({**tiny.HUBERT, "kind": "speech"}, "an encoder of frames has no answer"),
+    "fused": (
+        {"kind": "fused", "frozen": False, "embedding": 8, "components": {"a": tiny.CONV, "b": tiny.BERT}},
+        "reads text beside audio",
+    ),
+    "two-mels": (
+        {"kind": "fused", "frozen": False, "embedding": 8, "components": {"a": tiny.CONV, "b": {**tiny.CONV, "bands": 32}}},
+        "log-mels of different kinds",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_graph_of_audio_is_refused_by_name(kind, tmp_path):
     pytest.importorskip("onnxscript")
-    model = build(tiny.BERT, 4, True, texts=["bad awful"])
-    with pytest.raises(UserError, match="reads text beside audio"):
-        export(str(save(model, tmp_path / "m", META)), "onnx", str(tmp_path / "o"))
+    config, why = REFUSED[kind]
+    model = build(config, 0 if kind == "speech" else 4, kind != "speech", texts=["bad awful"])
+    meta = META | ({"encoders": {"ear": {}}} if kind == "frames" else {})
+    with pytest.raises(UserError, match=why) as caught:
+        write_onnx(model, meta, tmp_path)
+    assert "ser export --to onnx" in str(caught.value) and not list(tmp_path.glob("*.onnx"))
 
 
 def test_missing_libraries_name_the_extra(tmp_path, monkeypatch):

@@ -134,24 +134,3 @@ def test_several_dimensions_are_averaged():
     stats = metric.statistics(truth, predicted, np.arange(50) % 5, 0, 5)
     each = [metrics.ccc(truth[:, d], predicted[:, d]) for d in range(3)]
     assert float(metric.value(stats.sum(0))) == pytest.approx(np.mean(each))
-
-
-def test_groups_below_the_minimum_get_no_value():
-    truth, predicted = answers(0, 100)
-    groups = ["de"] * 60 + ["en"] * 30 + ["fi"] * 5 + [None] * 5
-    out = metrics.per_group(metrics.ua, groups, truth, predicted, minimum=10)
-    assert list(out) == ["de", "en", "fi"]
-    assert out["de"].value == pytest.approx(metrics.ua(truth[:60], predicted[:60])) and out["de"].count == 60
-    assert out["fi"].value is None and "5 utterances" in out["fi"].reason
-
-
-def test_pooled_and_mean_over_folds():
-    truth, predicted = answers(2, 120)
-    seeds = np.stack([predicted, answers(3, 120)[1]])
-    fold = np.array(["f1", "f2", "f3"])[np.arange(120) % 3]
-    out = pooled.over_folds("ua", truth, seeds, fold)
-    assert out.pooled == pytest.approx(np.mean([metrics.ua(truth, p) for p in seeds]))
-    each = [np.mean([metrics.ua(truth[fold == f], p[fold == f]) for p in seeds]) for f in ("f1", "f2", "f3")]
-    assert list(out.folds.values()) == pytest.approx(each) and out.mean == pytest.approx(np.mean(each))
-    rated = pooled.over_folds("ccc", truth.astype(float), seeds.astype(float), fold)
-    assert rated.pooled == pytest.approx(np.mean([metrics.ccc(truth, p) for p in seeds]))

@@ -255,38 +255,11 @@ def test_absent_teachers_get_no_weight(scope):
     assert loss.shape == (4,) and loss.isfinite().all() and loss[3] == 0
 
 
-def test_oracle_weights_pick_the_language():
-    present = torch.tensor([[True, True, True], [True, True, False], [True, False, True]])
-    w = o.oracle_weights(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]), present)
-    assert w.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
-
-
 def test_multi_teacher_kl_is_the_weighted_sum():
     s, t = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
     w = o.cosine_weights(s, t)
     expected = sum(w[i] * o.kl(s, t[i], 5.0, "reverse") for i in range(3))
     assert torch.allclose(o.multi_teacher_kl(s, t, w, temperature=5.0, direction="reverse"), expected)
-
-
-@settings(max_examples=20, deadline=None)
-@given(SEEDS)
-def test_fused_targets(seed):
-    r = rng(seed)
-    logits, w = r.normal(size=(3, 5, 4)) * 3, r.dirichlet(np.ones(3), 5).T
-    p = special.softmax(logits, axis=2)
-    mixture = o.fuse_targets(t64(logits), t64(w)).exp().numpy()
-    np.testing.assert_allclose(mixture, (w[:, :, None] * p).sum(0), rtol=1e-9)
-    pool = o.fuse_targets(t64(logits), t64(w), "log").exp().numpy()
-    raw = np.exp((w[:, :, None] * np.log(p)).sum(0))
-    np.testing.assert_allclose(pool, raw / raw.sum(1, keepdims=True), rtol=1e-9)
-
-
-def test_fused_targets_of_an_absent_teacher_are_the_others():
-    logits = torch.randn(2, 3, 4)
-    logits[1] = torch.nan
-    w = torch.tensor([[1.0, 1, 1], [0, 0, 0]])
-    for mode in ("probability", "log"):
-        assert torch.allclose(o.fuse_targets(logits, w, mode), logits[0].log_softmax(-1), atol=1e-6)
 
 
 def test_product_of_experts_is_bayes_rule():

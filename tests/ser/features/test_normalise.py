@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ser.features.normalise import Moments, per_utterance
+from ser.features.normalise import Moments
 from shards.errors import UserError
 
 
@@ -38,17 +38,6 @@ def test_apply_centres_and_keeps_padding_zero():
     inside = torch.cat([out[i, :n] for i, n in enumerate(lengths)])
     assert inside.mean(0).abs().max() < 1e-5 and (inside.std(0, correction=0) - 1).abs().max() < 1e-4
     assert not out[1, 20:].any()
-
-
-def test_per_utterance():
-    frames, lengths = torch.randn(2, 30, 3) * 4 + 7, torch.tensor([30, 11])
-    frames[..., 2] = 5.0
-    out = per_utterance(frames, lengths)
-    for row, n in enumerate(lengths):
-        truth = frames[row, :n].double()
-        truth = (truth - truth.mean(0)) / truth.std(0, correction=0).clamp(min=1e-3)
-        assert (out[row, :n, :2] - truth[:, :2]).abs().max() < 1e-5
-    assert not out[..., 2].any() and not out[1, 11:].any()
 
 
 def test_fitting_on_nothing_is_a_user_error():

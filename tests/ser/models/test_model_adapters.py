@@ -174,7 +174,9 @@ def test_emotion2vecs_folder_of_embeddings(tmp_path):
 def test_dimensions_on_another_scale(tmp_path):
     path = table(tmp_path / "a.jsonl", [{"key": "k", "dimensions": [4.0, 7.0, 1.0]}])
     given = {"kind": "external", "files": path, "dimensions": ["arousal", "dominance", "valence"], **OWN}
+    with pytest.raises(UserError, match="need their `scale`"):
+        parse_config(given)
     with pytest.raises(UserError, match=r"not on \[0, 1\]"):
-        read(parse_config(given), (), True)
+        read(parse_config(given | {"scale": [0, 1]}), (), True)
     out = asked(read(parse_config(given | {"scale": [1, 7]}), (), True), ["k"])
     torch.testing.assert_close(out.dimensions, torch.tensor([[0.0, 0.5, 1.0]]))
