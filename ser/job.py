@@ -150,7 +150,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
             "train": train_config(recipe, job).model_dump(mode="json", exclude=OPERATIONAL)
             if model.train is not None
             else None,
-            "protocol": setting.protocol.model_dump(mode="json"),
+            "protocol": setting.protocol.model_dump(mode="json", exclude={"about"}),
             "fold": job.fold,
             "rows": _rows_facts(setting, job.fold),
             "labels": _label_facts(setting, job.fold, job.model),
