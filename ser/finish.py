@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ser import checkpoint
-from ser.build import Ingredients, metas_of
+from ser.build import Ingredients
 from ser.distributed import World, barrier
 from ser.engine import Engine
 from ser.frames import encoder_facts
@@ -18,6 +18,7 @@ from ser.infer import Answers, answer
 from ser.licences import inherited
 from ser.models import count_parameters, save
 from ser.produce import heard_texts
+from ser.taught import metas_of
 from shards.transcripts import licence
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from ser.folds import Fold, make_folds, shown_rows
 from ser.leaks import inspect
 from ser.strict import Strict, read_yaml, validate
-from ser.truth import DIMENSIONS, Labels, labels
+from ser.truth import DIMENSIONS, FIELD, Labels, labels
 from shards.errors import UserError
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 PROTOCOLS = Path(__file__).parent / "protocols"
-GROUPING = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
 
 
 class FoldsConfig(Strict):
@@ -57,7 +56,7 @@ class FoldsConfig(Strict):
         seed: Of k-fold and random.
     """
 
-    by: str = Field("speaker", pattern=GROUPING)
+    by: str = Field("speaker", pattern=FIELD)
     kind: Literal["leave-one-out", "k-fold", "groups", "fixed", "files", "random"]
     k: int | None = Field(None, ge=2)
     balance: str = Field(
@@ -110,7 +109,7 @@ class DevConfig(Strict):
         within: Do so within each corpus or language.
     """
 
-    by: str = Field("speaker", pattern=GROUPING.replace("official", "fold|utterance|test|official"))
+    by: str = Field("speaker", pattern=FIELD.replace("official", "fold|utterance|test|official"))
     count: int | None = Field(None, ge=1)
     share: float | None = Field(None, gt=0, lt=1)
     rotate: bool = True

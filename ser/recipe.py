@@ -5,8 +5,6 @@ the command line by dotted keys (`models.student.train.steps=200`); `variants` a
 resolved recipe is written into the run directory, so a run never depends on the file again.
 """
 
-import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,17 +12,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ser.layout import Depth, Grid, Subset, Trained
-from ser.models.config import AcousticConfig, ModelConfig, ProbeConfig
+from ser.models.config import ModelConfig, ProbeConfig
 from ser.models.streams import encoders_read
 from ser.resolve import RECIPES, find, resolve
 from ser.stored import FeatureConfig, FramesConfig, TargetsConfig
 from ser.strict import Strict, validate
 from ser.training import OptimizerConfig, Term, TrainConfig
+from ser.truth import FIELD
 from ser.values import expand
 from shards import corpora
 from shards.utterance import Utterance
-
-FIELD = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
 
 __all__ = [
     "RECIPES", "FeatureConfig", "FramesConfig", "OptimizerConfig", "Recipe", "TargetsConfig", "Term", "TrainConfig", "find", "load",
@@ -261,179 +258,18 @@ class Recipe(Strict):
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
-    def _names_fit(self) -> "Recipe":
-        for name, model in self.models.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
-                raise ValueError(f"models.{name}: a model's name is [A-Za-z0-9_-]{{1,40}}")
-            for other in model.needs:
-                if other not in self.models:
-                    near = difflib.get_close_matches(other, list(self.models), n=1)
-                    raise ValueError(
-                        f"models.{name} names {other!r}, no model of this recipe"
-                        + (f"; did you mean {near[0]!r}?" if near else "")
-                    )
-            terms = [term.name for term in model.objective]
-            for term in terms:
-                if terms.count(term) > 1:
-                    raise ValueError(
-                        f"models.{name}.objective has two terms {term}: give one, with the sum of their weights"
-                    )
-            if (model.train is None) != (not model.objective):
-                raise ValueError(f"models.{name}: train and objective belong together")
-            if model.classical and model.train is not None:
-                raise ValueError(
-                    f"models.{name} is classical: it is fitted at once, without train and objective"
-                )
-            self._encoders_fit(name)
-            whole = model.components or model.classical or model.ready or model.role == "encoder"
-            if model.train is None and not whole:
-                raise ValueError(f"models.{name} is neither trained nor made of other models")
-            for other in model.needs:
-                if self.models[other].classical:
-                    raise ValueError(
-                        f"models.{name} needs {other}, which is classical: it hears the clean utterance, never a view, "
-                        "so it can be neither a teacher nor a component"
-                    )
-            self._components_fit(name)
-            self._rows_fit(name)
-            self._layers_fit(name)
-            for number, term in enumerate(model.objective):
-                if term.loss == "embedding" and not self.targets.embedding:
-                    raise ValueError(
-                        f"models.{name}.objective.{number}: an embedding term needs stored embeddings: "
-                        "set targets.embedding=true, or leave the term out"
-                    )
-        for name in self.report.conditions:
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == "clean":
-                raise ValueError(
-                    f"report.conditions.{name}: a name is [A-Za-z0-9_-]{{1,40}}, and clean is there anyway"
-                )
+    def _fits(self) -> "Recipe":
+        from ser.fitting import check_fit  # imports what this module imports
+
+        check_fit(self)
         self.order()
         return self
-
-    def _layers_fit(self, name: str) -> None:
-        """Refuse probes of what is no encoder or not stored, and probes where audio must be heard."""
-        model = self.models[name]
-        if model.layers and not isinstance(model.model, AcousticConfig):
-            raise ValueError(f"models.{name}.layers: only an acoustic model has hidden states to store")
-        if isinstance(model.model, ProbeConfig) and not self.models[model.model.encoder].layers:
-            other = model.model.encoder
-            raise ValueError(
-                f"models.{name} probes {other}, whose states are not stored: set models.{other}.layers=true"
-            )
-        if model.encoder_from:
-            other = self.models[model.encoder_from].model
-            if not isinstance(model.model, AcousticConfig) or not isinstance(other, AcousticConfig):
-                raise ValueError(f"models.{name}.encoder_from: both must be acoustic models")
-            if model.model.name is not None:
-                raise ValueError(
-                    f"models.{name}.encoder_from: it starts from {model.model.name} already; leave one out"
-                )
-        for other in (*model.components, *model.target_sources):
-            if isinstance(self.models[other].model, ProbeConfig):
-                raise ValueError(
-                    f"models.{name} needs {other}, a probe: it reads stored states, so it is neither teacher nor component"
-                )
-
-    def _encoders_fit(self, name: str) -> None:
-        """Refuse encoders that are none, or that would be used as something else."""
-        model = self.models[name]
-        if (model.role == "encoder") != (model.model.kind == "speech"):
-            raise ValueError(
-                f"models.{name}: role encoder and kind speech belong together, not {model.role} and {model.model.kind}"
-            )
-        losses = {term.loss for term in model.objective}
-        if (model.role == "encoder" and losses - {"ctc"}) or (model.role != "encoder" and "ctc" in losses):
-            raise ValueError(f"models.{name}.objective: an encoder learns by ctc, and nothing else does")
-        if model.role == "encoder":
-            if model.train is None and getattr(model.model, "name", None) is None:
-                raise ValueError(
-                    f"models.{name}: nothing trains its random weights: give `objective: [{{loss: ctc}}]` and `train`, "
-                    "or the name of a pretrained encoder"
-                )
-            if model.train is not None and model.train.patience is not None:
-                raise ValueError(
-                    f"models.{name}.train.patience: an encoder is not chosen by a dev metric; leave it out"
-                )
-            if model.cross_fit:
-                raise ValueError(f"models.{name}.cross_fit: an encoder is heard by all copies; set it to 0")
-        for other in model.needs:
-            if (self.models[other].role == "encoder") != (other in model.encoders):
-                raise ValueError(
-                    f"models.{name} names {other}, "
-                    + (
-                        "no encoder (role: encoder)"
-                        if other in model.encoders
-                        else "an encoder, as something else"
-                    )
-                    + ": encoders are read as `streams`, other models as components or teachers"
-                )
-        if model.cross_fit and self.encoders_below(name):
-            raise ValueError(
-                f"models.{name}.cross_fit: its copies would hear the part they must not know through the encoder "
-                f"{self.encoders_below(name)[0]}; set models.{name}.cross_fit=0"
-            )
 
     def encoders_below(self, name: str) -> tuple[str, ...]:
         """Names of all encoders whose frames a model reads, through trained components too."""
         model = self.models[name]
         parts = [encoder for other in model.components for encoder in self.encoders_below(other)]
         return tuple(dict.fromkeys([*model.encoders, *parts]))
-
-    def _components_fit(self, name: str) -> None:
-        """Refuse experts that nobody trains, and cross-fitting that would not hold."""
-        model = self.models[name]
-        inline = set(getattr(model.model, "components", {})) - set(model.components)
-        if inline and getattr(model.model, "mode", "") == "product":
-            raise ValueError(
-                f"models.{name}.model.components: nothing trains the experts of a product: name trained models of this "
-                f"recipe, {', '.join(f'`{other}: null`' for other in sorted(inline))}"
-            )
-        if model.cross_fit == 1:
-            raise ValueError(f"models.{name}.cross_fit: one part is all speakers; 0 is off, 2 the least")
-        if model.cross_fit and model.target_sources:
-            raise ValueError(
-                f"models.{name}.cross_fit: its copies would learn of the part they must not hear through the targets of "
-                f"{', '.join(model.target_sources)}; set models.{name}.cross_fit=0"
-            )
-        for other in model.components if model.cross_fit else ():
-            if self.models[other].cross_fit != model.cross_fit:
-                raise ValueError(
-                    f"models.{name}.cross_fit: a copy must be made of copies that have not heard its part either; "
-                    f"set models.{other}.cross_fit={model.cross_fit}"
-                )
-            if self.seeds_of(other)[0] != self.seeds_of(name)[0]:
-                raise ValueError(
-                    f"models.{name}.cross_fit: parts are dealt by the first seed, {self.seeds_of(name)[0]} here and "
-                    f"{self.seeds_of(other)[0]} for {other}; set models.{other}.seeds={self.seeds_of(name)}"
-                )
-
-    def _rows_fit(self, name: str) -> None:
-        """Refuse row filters, teachers of other folds and weights by language that could not work."""
-        model = self.models[name]
-        for field, values in model.rows.items():
-            if not re.fullmatch(FIELD, field) or not values:
-                raise ValueError(
-                    f"models.{name}.rows: give {{field: [values]}} with a field such as language, corpus or speaker, "
-                    f"not {field}: {values}"
-                )
-        online = self.targets.source == "online"
-        if model.teacher_fold is not None and not (model.target_sources and online):
-            raise ValueError(
-                f"models.{name}.teacher_fold needs terms that name a teacher and `targets: {{source: online}}`: a fold's "
-                "stored targets are of its own training and dev rows"
-            )
-        if online and model.target_sources and model.train is not None and model.train.loader_workers:
-            raise ValueError(
-                f"models.{name}.train.loader_workers: online teachers live in the training process; set it to 0"
-            )
-        for number, term in enumerate(model.objective):
-            for teacher in term.sources if term.weights == "language" else ():
-                if len(self.models[teacher].rows.get("language", ())) != 1:
-                    raise ValueError(
-                        f"models.{name}.objective.{number}: weights language needs teachers of one language each; give "
-                        f"models.{teacher} `rows: {{language: [...]}}` with one, or leave it out"
-                    )
 
     def order(self) -> list[str]:
         """Model names so that each comes after the models it needs; a cycle is an error."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ser.protocol import Protocol
 
 DIMENSIONS = ("valence", "arousal", "dominance")
+# What utterances may be told apart by; "official" is extra.split.
+FIELD = r"^(speaker|session|corpus|language|gender|recording|official|extra\.[A-Za-z0-9_]+)$"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ answers from files), which are refused by name; fusions of networks over log-mel
 the graph (pad them with silence).
 """
 
+import copy
 import logging
 import math
 import warnings
@@ -83,6 +84,35 @@ class Graph(nn.Module):
         return tuple(getattr(out, name) for name in self.names)
 
 
+class GRU(nn.Module):
+    """A torch GRU of one layer as ONNX's own operator; torch would unroll it into a loop, which does not always export.
+
+    It stands in for the layer while the graph is made; run by torch it answers nothing.
+    """
+
+    def __init__(self, own: nn.GRU):
+        super().__init__()
+        self.size = own.hidden_size
+        weights = (own.weight_ih_l0, own.weight_hh_l0, own.bias_ih_l0, own.bias_hh_l0)
+        inner, outer, *biases = (self._ordered(weight.detach()) for weight in weights)
+        self.register_buffer("inner", inner[None])
+        self.register_buffer("outer", outer[None])
+        self.register_buffer("bias", torch.cat(biases)[None])
+
+    @staticmethod
+    def _ordered(weight: Tensor) -> Tensor:
+        reset, update, new = weight.chunk(3)
+        return torch.cat([update, reset, new])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """(B, T, I) -> (B, T, H), as the first of torch's two answers."""
+        y = torch.onnx.ops.symbolic(
+            "GRU", (x.transpose(0, 1), self.inner, self.outer, self.bias), {"hidden_size": self.size, "linear_before_reset": 1},
+            dtype=x.dtype, shape=(x.shape[1], 1, x.shape[0], self.size), version=14,
+        )  # fmt: skip
+        return y.squeeze(1).transpose(0, 1), None
+
+
 def mel_options(model: SERModel) -> list[dict[str, Any]]:
     """Log-mels that a model and its components read, each kind once."""
     if isinstance(model, Fused):
@@ -119,7 +149,7 @@ def write(model: SERModel, meta: dict[str, Any], folder: Path) -> dict[str, Any]
         raise UserError(why, where="ser export --to onnx", hint="export a student that hears audio alone")
     graph, least = Graph(model.float().eval()), least_samples(model)
     path = folder / FILE
-    program = _program(graph, max(least + 3 * HOP, 8000))
+    program = _program(graph)
     program.save(str(path))
     difference = compare(graph, path, least)
     if difference > TOLERANCE:
@@ -168,9 +198,15 @@ def _libraries() -> None:
         ) from None
 
 
-def _program(graph: Graph, samples: int) -> Any:
+def _program(graph: Graph) -> Any:
     dynamic = torch.export.Dim.DYNAMIC
+    samples = WINDOW + 400 * HOP
     example = (0.1 * torch.randn(2, samples), torch.tensor([samples, samples - HOP]))
+    graph = copy.deepcopy(graph)
+    for module in list(graph.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, nn.GRU):
+                setattr(module, name, GRU(part))
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

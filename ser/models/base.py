@@ -132,7 +132,7 @@ class SERModel(nn.Module):
     def rows_of(self, batch: Inputs) -> int:
         """Rows of a batch, seen from whatever it carries."""
         if batch.lengths is not None:
-            return len(batch.lengths)
+            return batch.lengths.shape[0]  # len() would fix the size of an exported graph
         if batch.text is not None:
             return len(batch.text)
         return len(next(iter(batch.features.values())))

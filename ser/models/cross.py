@@ -67,7 +67,7 @@ class CrossAttended(nn.Module):
             masked(layer(masked(x, mask)) + kind, mask)
             for layer, x, mask, kind in zip(self.maps, sequences, masks, self.kinds)
         ]
-        rows = len(states[0])
+        rows = states[0].shape[0]
         nobody = self.nobody.expand(rows, 1, -1)
         always = torch.ones(rows, 1, dtype=torch.bool, device=nobody.device)
         for layer in self.layers:

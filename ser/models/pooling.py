@@ -27,8 +27,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def last_frame(x: Tensor, mask: Tensor) -> Tensor:
     """The last true frame of each row: (B, T, C) -> (B, C)."""
-    last = (mask.sum(1) - 1).clamp_min(0)
-    return masked(x, mask)[torch.arange(len(x), device=x.device), last]
+    last = (mask.sum(1) - 1).clamp_min(0)[:, None, None]
+    return masked(x, mask).gather(1, last.expand(-1, 1, x.shape[2])).squeeze(1)
 
 
 class Mean(nn.Module):

@@ -39,11 +39,13 @@ class Stream(nn.Module):
         mask = frame_mask(lengths, x.shape[1])
         # Features far from zero lose their detail in half precision: cast once they are centred.
         x = self.normalise(x.to(torch.promote_types(dtype, torch.float32)), mask).to(dtype)
+        if x.shape[1] == 0:
+            x = nn.functional.pad(x, (0, 0, 0, 1))
         if self.stack > 1:
             # A row of fewer frames than `stack` still gives one, filled up with zeros.
-            whole = -(-max(1, x.shape[1]) // self.stack) * self.stack
-            x = nn.functional.pad(x, (0, 0, 0, whole - x.shape[1]))
-            x = x.reshape(len(x), whole // self.stack, self.size)
+            whole = (x.shape[1] + self.stack - 1) // self.stack  # ONNX divides negative numbers towards zero
+            x = nn.functional.pad(x, (0, 0, 0, whole * self.stack - x.shape[1]))
+            x = x.reshape(x.shape[0], whole, self.size)
             lengths = torch.where(lengths > 0, (lengths // self.stack).clamp_min(1), 0)
         return self.norm(x), lengths
 
@@ -105,8 +107,9 @@ class TCGRU(SERModel):
             parts.append(x)
             counts.append(n)
         lengths = self._common(torch.stack(counts))
-        longest = max(1, int(lengths.max()))
-        parts = [nn.functional.pad(x[:, :longest], (0, 0, 0, max(0, longest - x.shape[1]))) for x in parts]
+        # No stream has more true frames than the shortest tensor; a number out of `lengths` itself would not export.
+        longest = min(x.shape[1] for x in parts)
+        parts = [x[:, :longest] for x in parts]
         mask = frame_mask(lengths, longest)
         x = masked(torch.cat(parts, -1), mask)
         y = torch.relu(self.conv(x))

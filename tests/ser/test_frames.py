@@ -177,10 +177,10 @@ def test_what_the_encoder_heard_counts_for_who_reads_it(run):
 
 
 def test_an_encoder_that_heard_a_test_speaker_is_refused(run, tmp_path, monkeypatch):
-    from ser import build
+    from ser import build, taught
 
     setting, _ = run
-    told = build.load_meta
+    told = taught.load_meta
 
     def leaking(folder):
         meta = copy.deepcopy(told(folder))
@@ -188,7 +188,7 @@ def test_an_encoder_that_heard_a_test_speaker_is_refused(run, tmp_path, monkeypa
             meta["exposure"]["fit"] += sorted(of_rows(setting.dataset, setting.folds[FOLD].test))
         return meta
 
-    monkeypatch.setattr(build, "load_meta", leaking)
+    monkeypatch.setattr(taught, "load_meta", leaking)
     from ser.distributed import join
 
     with pytest.raises(UserError, match=r"tiny/s[01]"):
