@@ -7,6 +7,7 @@ a second call ends in seconds and a killed one goes on. Ray is started only when
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import yaml
@@ -119,14 +120,17 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
 
 def conditions_stage(runner: Runner, setting: Setting) -> None:
     """Let every finished model hear the test rows under the conditions that the report asks for."""
-    from ser.conditions import answer_under, due
+    from ser.conditions import answer, due
 
-    began, work = time.perf_counter(), due(setting)
+    began, recipe, work = time.perf_counter(), setting.recipe, due(setting)
     if not work:
         return
+    total, done = sum(len(setting.folds[item.fold].test) for item in work), 0
     with runner.display.bar("conditions", unit="utt") as bar:
-        for item in work:
-            answer_under(setting, item, bar.update)
+        for _, heard in runner.session().map(
+            partial(answer, recipe), work, num_cpus=recipe.cluster.cpus_per_task, num_gpus=recipe.cluster.gpus_per_task
+        ):  # fmt: skip
+            bar.update(done := done + heard, total)
     runner.record("conditions", len(work), 0, began, ", ".join(dict.fromkeys(item.name for item in work)))
 
 
