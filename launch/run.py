@@ -7,16 +7,16 @@ a second call ends in seconds and a killed one goes on. Ray is started only when
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import yaml
 
 from launch.display import Display
+from launch.runner import Line, Runner
 from launch.search import combinations, dev_value, keep_choice
-from ser import __version__, pin, produce
-from ser.bill import bill as bill_of
+from launch.stored import feature_stage, frames_stage, layers_stage, targets_stage
+from ser import __version__, pin
 from ser.checkpoint import write_json
 from ser.job import (
     Job,
@@ -36,57 +36,6 @@ from shards.lock import hold
 from shards.store import Store
 
 STAGES = ("pack", "features", "train", "targets", "distill", "evaluate", "report")
-
-
-@dataclass
-class Line:
-    """One row of the closing table."""
-
-    stage: str
-    made: int
-    kept: int
-    seconds: float
-    note: str = ""
-
-
-@dataclass
-class Runner:
-    """State of one `ser run`: the recipe, what is shown, and Ray once it is needed."""
-
-    recipe: Recipe
-    display: Display
-    lines: list[Line] = field(default_factory=list)
-    stack: ExitStack = field(default_factory=ExitStack)
-    _session: Any = None
-
-    def session(self) -> Any:
-        """The Ray session, started on first use."""
-        if self._session is None:
-            from cluster.session import Session
-
-            self.display.say(
-                "starting Ray"
-                if self.recipe.cluster.address is None
-                else f"joining Ray at {self.recipe.cluster.address}"
-            )
-            self._session = self.stack.enter_context(
-                Session(self.recipe.cluster.address, self.recipe.cluster.cpus)
-            )
-        return self._session
-
-    def workers(self) -> int:
-        """Trainings that run at once: what the cluster's declared resources allow."""
-        self.session()
-        import ray
-
-        have, want = ray.cluster_resources(), self.recipe.cluster
-        by_cpu = have.get("CPU", 1) / max(want.cpus_per_task, 1e-9)
-        by_gpu = have.get("GPU", 0) / want.gpus_per_task if want.gpus_per_task else by_cpu
-        return max(1, int(min(by_cpu, by_gpu)))
-
-    def record(self, stage: str, made: int, kept: int, began: float, note: str = "") -> None:
-        """Add a line to the closing table."""
-        self.lines.append(Line(stage, made, kept, time.perf_counter() - began, note))
 
 
 def run(recipe: Recipe, display: Display, until: str = "report", only: str | None = None) -> list[Line]:
@@ -171,14 +120,17 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
 
 def conditions_stage(runner: Runner, setting: Setting) -> None:
     """Let every finished model hear the test rows under the conditions that the report asks for."""
-    from ser.conditions import answer_under, due
+    from ser.conditions import answer, due
 
-    began, work = time.perf_counter(), due(setting)
+    began, recipe, work = time.perf_counter(), setting.recipe, due(setting)
     if not work:
         return
+    total, done = sum(len(setting.folds[item.fold].test) for item in work), 0
     with runner.display.bar("conditions", unit="utt") as bar:
-        for item in work:
-            answer_under(setting, item, bar.update)
+        for _, heard in runner.session().map(
+            partial(answer, recipe), work, num_cpus=recipe.cluster.cpus_per_task, num_gpus=recipe.cluster.gpus_per_task
+        ):  # fmt: skip
+            bar.update(done := done + heard, total)
     runner.record("conditions", len(work), 0, began, ", ".join(dict.fromkeys(item.name for item in work)))
 
 
@@ -247,34 +199,6 @@ def transcripts_stage(runner: Runner) -> None:
             runner.record(f"transcripts {source}", len(lacking), 0, began)
 
 
-def feature_stage(runner: Runner, setting: Setting) -> None:
-    """Compute what is missing of the stored features."""
-    began = time.perf_counter()
-    work = produce.feature_work(setting)
-    if not work:
-        runner.record("features", 0, len(setting.recipe.features), began)
-        return
-    bill = bill_of(setting, work)
-    runner.display.say(f"features {', '.join(setting.recipe.features)}: {bill}")
-    _compute(runner, setting, work, "features")
-    runner.record("features", len(work), 0, began, f"{bill.hours:.2f} h of audio, {bill.bytes / 1e6:.0f} MB")
-
-
-def _compute(runner: Runner, setting: Setting, work: list[produce.Work], title: str) -> None:
-    from cluster.pool import compute_all
-
-    total = sum(max(len(rows) for rows in item.rows.values()) for item in work)
-    done, seconds, bad = 0, 0.0, {}
-    with runner.display.bar(title, unit="utt") as bar:
-        for item, result in compute_all(runner.session(), setting.recipe, work):
-            done += max(len(rows) for rows in item.rows.values())
-            seconds += result.seconds
-            bad.update(dict(result.quarantined))
-            bar.update(done, total)
-    if bad:
-        runner.display.warn(f"{len(bad)} utterances could not be read, for example {next(iter(bad.items()))}")
-
-
 def levels(recipe: Recipe) -> Iterator[list[str]]:
     """Models in waves: each wave needs only those before it."""
     done: list[str] = []
@@ -299,11 +223,9 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
             continue
         search_stage(runner, setting, names)
         train_stage(runner, setting, names)
-        heard = [name for name in names if recipe.models[name].layers]
-        if heard and last >= STAGES.index("targets"):
-            from launch.layers import layers_stage  # imports this module
-
-            layers_stage(runner, setting, heard)
+        probed = [name for name in names if recipe.models[name].layers]
+        if probed and last >= STAGES.index("targets"):
+            layers_stage(runner, setting, probed)
         heard = {encoder for model in wanted for encoder in recipe.models[model].encoders}
         encoders = [name for name in names if name in heard]
         if encoders:
@@ -382,48 +304,6 @@ class _Fraction:
         self.parts.pop(job, None)
         self.done += 1
         self.bar.update(self.done + sum(self.parts.values()), self.total)
-
-
-def targets_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
-    """Store the targets of teachers over all folds; the bill is printed before it starts."""
-    began = time.perf_counter()
-    recipe = setting.recipe
-    work: list[produce.Work] = []
-    for name in names:
-        seed = recipe.seeds_of(name)[0]
-        for fold in setting.folds:
-            whole = Job(fold, name, seed)
-            copies = [Job(fold, name, seed, part=k) for k in range(recipe.models[name].cross_fit)]
-            for job in [whole, *copies]:
-                work += produce.teacher_work(setting, job)
-    title = "targets " + ", ".join(names)
-    if not work:
-        runner.record(title, 0, len(names), began)
-        return
-    bill = bill_of(setting, work)
-    runner.display.say(
-        f"targets: {len(setting.folds)} folds x {len(names)} teachers x {len(setting.train_views)} views: {bill}"
-    )
-    _compute(runner, setting, work, title)
-    runner.record(title, len(work), 0, began, str(bill))
-
-
-def frames_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
-    """Store the frames of encoders over all folds; what they take on disk is printed before it starts."""
-    from ser.frames import frame_work, refuse_full_disk
-
-    began, recipe = time.perf_counter(), setting.recipe
-    jobs_of = [Job(fold, name, recipe.seeds_of(name)[0]) for name in names for fold in setting.folds]
-    work = [item for job in jobs_of for item in frame_work(setting, job)]
-    title = "frames " + ", ".join(names)
-    if not work:
-        runner.record(title, 0, len(names), began)
-        return
-    bill = bill_of(setting, work)
-    runner.display.say(f"frames of {', '.join(names)}, stored once for all that read them: {bill} on disk")
-    refuse_full_disk(setting, bill.bytes)
-    _compute(runner, setting, work, title)
-    runner.record(title, len(work), 0, began, str(bill))
 
 
 def search_stage(runner: Runner, setting: Setting, names: list[str]) -> None:

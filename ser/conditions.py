@@ -11,7 +11,6 @@ are of the clean utterance, have no row.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,10 @@ from ser.infer import answers_of, in_order, inference_slots
 from ser.inputs import complete
 from ser.job import Job, directory, finished
 from ser.models import SERModel, load
+from ser.recipe import Recipe
 from ser.references import Reference
 from ser.results import Model, under
-from ser.setting import Setting
+from ser.setting import Setting, open_setting
 from shards.batch import load_slot, texts
 from shards.errors import UserError
 from shards.loader import Needs
@@ -98,18 +98,24 @@ def due(setting: Setting) -> list[Heard]:
     return out
 
 
+def answer(recipe: Recipe, heard: Heard) -> int:
+    """`answer_under` in any process; gives the number of utterances heard."""
+    setting = open_setting(recipe)
+    answer_under(setting, heard)
+    return len(setting.folds[heard.fold].test)
+
+
 @torch.inference_mode()
-def answer_under(
-    setting: Setting, heard: Heard, progress: Callable[[float, float], Any] | None = None
-) -> None:
+def answer_under(setting: Setting, heard: Heard) -> None:
     """Answer a fold's test rows under a condition with every training at once, and store what each says."""
+    torch.set_num_threads(1)
     policy, rows = policy_of(setting, heard.name), setting.folds[heard.fold].test
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = {job: _model(directory(setting.recipe, job) / "model").to(device) for job in heard.jobs}
     alone = any(model.needs_equal_lengths for model in models.values())
     needs = Needs(waveform=True)
     parts: dict[Job, list] = {job: [] for job in models}
-    seconds, done = setting.recipe.targets.slot_seconds, 0
+    seconds = setting.recipe.targets.slot_seconds
     for slot in inference_slots(setting.dataset, rows, policy, VIEW, seconds, alone):
         batch = load_slot(setting.dataset, slot, needs, policy).to(device)
         for job, model in models.items():
@@ -118,9 +124,6 @@ def answer_under(
             if "text" in model.inputs:
                 batch = replace(batch, text=texts(setting.dataset, model.text_from, slot.rows))
             parts[job].append(answers_of(model(batch), batch, False))
-        done += len(slot.rows)
-        if progress:
-            progress(done, len(rows))
     keys = setting.dataset.keys(rows)
     for job, answers in parts.items():
         folder = directory(setting.recipe, job)

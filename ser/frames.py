@@ -91,7 +91,7 @@ def frame_work(setting: Setting, job: Job) -> list[Work]:
 
 
 def refuse_full_disk(setting: Setting, size: int) -> None:
-    """Refuse frames of `size` bytes that do not fit where the dataset lies (a local folder; an object store is not asked).
+    """Refuse to store `size` bytes that do not fit where the dataset lies (a local folder; an object store is not asked).
 
     Raises:
         UserError: Naming what is needed and what is free.
@@ -102,9 +102,9 @@ def refuse_full_disk(setting: Setting, size: int) -> None:
     free = shutil.disk_usage(path).free
     if size > free:
         raise UserError(
-            f"the frames take {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free",
+            f"what is to be stored takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
             where=str(path),
-            hint="fewer views, fewer folds, `frames: {dtype: float16}`, or a data.path with more room",
+            hint="fewer views, fewer folds, dtype: float16, or a data.path with more room",
         )
 
 

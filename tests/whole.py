@@ -20,6 +20,9 @@ from ser.train import train
 class NoSession:
     """Stands where the Ray session would."""
 
+    def map(self, function: Any, items: Any, **resources: Any) -> Iterator:
+        return ((index, function(item)) for index, item in enumerate(items))
+
 
 def _compute_all(session: Any, recipe: Recipe, work: list) -> Iterator:
     quarantine = Quarantine(recipe, work)

@@ -212,7 +212,7 @@ def test_the_bill_is_what_the_files_take_and_a_full_disk_is_refused(run):
     bill = bill_of(setting, [produce.Work(job("ear"), 0, 0, {"ear": rows})])
     taken = sum(x.nbytes for x in store_of(setting).read(rows, 0)["frames"])
     assert bill.bytes == pytest.approx(taken, rel=0.1) and bill.bytes >= taken
-    with pytest.raises(UserError, match=r"frames take .* GB .* free"):
+    with pytest.raises(UserError, match=r"stored takes .* GB .* free"):
         refuse_full_disk(setting, 10**18)
 
 
