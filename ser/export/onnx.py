@@ -90,10 +90,14 @@ class GRU(nn.Module):
     It stands in for the layer while the graph is made; run by torch it answers nothing.
     """
 
+    inner: Tensor
+    outer: Tensor
+    bias: Tensor
+
     def __init__(self, own: nn.GRU):
         super().__init__()
         self.size = own.hidden_size
-        weights = (own.weight_ih_l0, own.weight_hh_l0, own.bias_ih_l0, own.bias_hh_l0)
+        weights: Any = (own.weight_ih_l0, own.weight_hh_l0, own.bias_ih_l0, own.bias_hh_l0)
         inner, outer, *biases = (self._ordered(weight.detach()) for weight in weights)
         self.register_buffer("inner", inner[None])
         self.register_buffer("outer", outer[None])
