@@ -97,8 +97,9 @@ class GRU(nn.Module):
     def __init__(self, own: nn.GRU):
         super().__init__()
         self.size = own.hidden_size
-        weights: Any = (own.weight_ih_l0, own.weight_hh_l0, own.bias_ih_l0, own.bias_hh_l0)
-        inner, outer, *biases = (self._ordered(weight.detach()) for weight in weights)
+        weights = own.state_dict()
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        inner, outer, *biases = (self._ordered(weights[name]) for name in names)
         self.register_buffer("inner", inner[None])
         self.register_buffer("outer", outer[None])
         self.register_buffer("bias", torch.cat(biases)[None])
@@ -154,6 +155,7 @@ def write(model: SERModel, meta: dict[str, Any], folder: Path) -> dict[str, Any]
     graph, least = Graph(model.float().eval()), least_samples(model)
     path = folder / FILE
     program = _program(graph)
+    _rename_inner(program, graph.names)
     program.save(str(path))
     difference = compare(graph, path, least)
     if difference > TOLERANCE:
@@ -165,6 +167,15 @@ def write(model: SERModel, meta: dict[str, Any], folder: Path) -> dict[str, Any]
         f"At least {least} samples a row; pad shorter ones with zeros and give their true length.",
     ]
     return {"notes": notes, "difference": difference, "least_samples": least, "outputs": graph.names}
+
+
+def _rename_inner(program: Any, names: list[str]) -> None:
+    """Give another name to what the graph computes on its way under the name of an answer (a lookup is an `embedding`)."""
+    ends = {id(value) for value in program.model.graph.outputs}
+    for node in program.model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in names and id(value) not in ends:
+                value.name = f"{value.name}_within"
 
 
 def refusal(model: SERModel, meta: dict[str, Any]) -> str | None:

@@ -17,6 +17,9 @@ from ser.report.tables import (
     sign_table,
 )
 
+# The page's typography in ASCII, so that the tables can be pasted anywhere.
+PLAIN = str.maketrans({words.MINUS: "-", words.NONE: "-", "\u00a0": " "})
+
 
 def render(report: dict[str, Any]) -> str:
     """The whole text."""
@@ -83,7 +86,8 @@ def render(report: dict[str, Any]) -> str:
             for row in relative
         ]  # fmt: skip
         parts += ["## Relative gains", _table(heads, rows)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return text.translate(PLAIN)
 
 
 def _comparisons(report: dict[str, Any]) -> str:
