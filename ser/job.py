@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ser.checkpoint import sha256, write_json
-from ser.models.config import ExternalConfig
-from ser.recipe import ModelRecipe, Recipe, TrainConfig
+from ser.models.config import ExternalConfig, ProbeConfig
+from ser.recipe import ModelRecipe, Recipe, TargetsConfig, TrainConfig
 from ser.setting import Setting, supervision
 from ser.start import text_source
 from ser.strict import read_yaml, validate
@@ -142,6 +142,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     return (
         text_facts(setting, job)
         | _file_facts(setting, job)
+        | _state_facts(setting, job)
         | {
             # `frames` and `layers` say what is stored of it afterwards
             "model": model.model_dump(
@@ -192,6 +193,13 @@ def text_facts(setting: Setting, job: Job) -> dict[str, Any]:
         rows = np.unique(np.concatenate([fold.train, fold.dev, fold.test]))
         setting.memo[key] = digest(texts(setting.dataset, source, rows))
     return {"text": {source: setting.memo[key]}}
+
+
+def _state_facts(setting: Setting, job: Job) -> dict[str, Any]:
+    """Precision of the hidden states that a probe reads, where it is not the default."""
+    dtype = setting.recipe.targets.dtype
+    probes = isinstance(setting.recipe.models[job.model].model, ProbeConfig)
+    return {"states": dtype} if probes and dtype != TargetsConfig().dtype else {}
 
 
 def _file_facts(setting: Setting, job: Job) -> dict[str, Any]:

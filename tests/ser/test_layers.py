@@ -1,13 +1,14 @@
 """Stored hidden states, probes of them, and encoders cut to their first layers."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from ser import produce
-from ser.job import Job, directory
+from ser.job import Job, directory, identity
 from ser.layers import layer_spec, layer_stores, layer_work
 from ser.models import build, load
 from ser.models.config import parse_config
@@ -20,7 +21,7 @@ from shards.batch import load_slot
 from shards.errors import UserError
 from shards.loader import Needs
 from shards.slots import Slot
-from shards.targets import TargetStore
+from shards.targets import PRESENT, QUARANTINED, TargetStore
 from tests import tiny
 
 CCC = [{"loss": "ccc"}]
@@ -74,6 +75,30 @@ def test_stored_states_are_the_encoders_own(made):
         # a probe's batch holds them as frames
         heard = load_slot(setting.dataset, slot, Needs(features={"layers": store}), setting.policy)
         torch.testing.assert_close(heard.features["layers"], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_another_precision_of_stored_states_repeats_the_probes_alone(tmp_path, tiny_dataset):
+    def identities(**targets) -> dict:
+        values = tiny.recipe_values(tmp_path, tiny_dataset, models(), targets=targets)
+        values["protocol"] |= {"select_metric": "ccc"}
+        setting = open_setting(validate(Recipe, values, where="test"))
+        return {name: identity(setting, Job("session-ses0", name, 0)) for name in models()}
+
+    full, half = identities(), identities(dtype="float16")
+    assert {name for name in full if full[name] != half[name]} == {"first", "sum"}
+
+
+@pytest.mark.slow
+def test_too_many_states_that_could_not_be_read_stop_the_run_at_every_call(made, monkeypatch):
+    """Nothing is due any more, and a quarter of what a probe would read was given up."""
+    _, setting, job = made
+    spec = layer_spec(setting, job)
+    lost = np.full(len(setting.dataset), PRESENT, np.uint8)
+    lost[setting.folds[job.fold].test] = QUARANTINED
+    store = SimpleNamespace(spec=spec, due=lambda rows, views: [], state=lambda rows, view: lost[rows])
+    monkeypatch.setattr("ser.layers.TargetStore", SimpleNamespace(create=lambda dataset, spec: store))
+    with pytest.raises(UserError, match="could not be read or answered, more than"):
+        layer_work(setting, job)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ser.job import Job, directory
+from ser.job import Job, directory, identity
 from ser.produce import serial, teacher_spec, teacher_work
 from ser.recipe import load
 from ser.setting import open_setting
@@ -81,6 +81,15 @@ def test_answers_from_files_teach_a_student(url, tmp_path):
     allowed = {"allow_unknown": ["speechbrain/emotion"]}
     with pytest.raises(UserError, match="any_view"):
         run(tmp_path, url, teacher, terms, **allowed)
-    _, spec, told, student = run(tmp_path, url, teacher | {"any_view": True}, terms, **allowed)
+    setting, spec, told, student = run(tmp_path, url, teacher | {"any_view": True}, terms, **allowed)
     assert spec.view_invariant and [o.name for o in spec.outputs] == ["logits", "embedding"]
     assert told["inherited"] == [f"speechbrain/emotion: {NC}"] and student["inherited"] == told["inherited"]
+    (fold,) = setting.folds
+    jobs = [Job(fold, name, 0) for name in ("teacher", "student")]
+    before = [identity(setting, job) for job in jobs]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    setting.memo.clear()
+    after = [identity(setting, job) for job in jobs]
+    assert before[0] != after[0] and before[1] != after[1], (
+        "a mended file repeats the teacher and who learns from it"
+    )
