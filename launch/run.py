@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import yaml
 
+from cluster.here import Here
 from launch.display import Display
 from launch.search import combinations, dev_value, keep_choice
 from ser import __version__, pin, produce
@@ -28,6 +30,7 @@ from ser.job import (
     why_superseded,
 )
 from ser.recipe import Recipe
+from ser.reuse import adopt
 from ser.setting import Setting, open_setting
 from shards import manifest
 from shards.errors import UserError
@@ -50,16 +53,23 @@ class Line:
 
 @dataclass
 class Runner:
-    """State of one `ser run`: the recipe, what is shown, and Ray once it is needed."""
+    """State of one `ser run`: the recipe, what is shown, and Ray once it is needed.
+
+    `alone` does everything in this process, one thing after the other, without Ray. `but` names models that are left out.
+    """
 
     recipe: Recipe
     display: Display
+    alone: bool = False
+    but: frozenset[str] = frozenset()
     lines: list[Line] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
     _session: Any = None
 
     def session(self) -> Any:
-        """The Ray session, started on first use."""
+        """The Ray session, started on first use; what stands in its place where nothing else takes part."""
+        if self.alone:
+            return Here()
         if self._session is None:
             from cluster.session import Session
 
@@ -88,7 +98,15 @@ class Runner:
         self.lines.append(Line(stage, made, kept, time.perf_counter() - began, note))
 
 
-def run(recipe: Recipe, display: Display, until: str = "report", only: str | None = None) -> list[Line]:
+def run(
+    recipe: Recipe,
+    display: Display,
+    until: str = "report",
+    only: str | None = None,
+    *,
+    alone: bool = False,
+    but: frozenset[str] = frozenset(),
+) -> list[Line]:
     """Make whatever is missing, up to a stage.
 
     Args:
@@ -97,6 +115,8 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
         until: Last stage: "pack", "features", "train" (teachers), "targets", "distill" (students), "evaluate",
             "report".
         only: Train this model alone (with what it needs).
+        alone: In this process, without Ray; for recipes whose trainings take one worker each.
+        but: Models that are not trained; what they read of others is made.
 
     Returns:
         What was made and kept, a line a stage.
@@ -108,7 +128,7 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
         raise UserError(f"no stage {until!r}", hint=f"stages: {', '.join(STAGES)}")
     if only is not None:
         _needed(recipe, only)  # refused before anything is made
-    runner = Runner(recipe, display)
+    runner = Runner(recipe, display, alone, but)
     last = STAGES.index(until)
     with runner.stack:
         if last > 0:
@@ -277,7 +297,7 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
     wanted = _needed(recipe, only) if only else set(recipe.models)
     read = {name for model in wanted for name in recipe.models[model].target_sources}
     for wave in levels(recipe):
-        names = [name for name in wave if name in wanted]
+        names = [name for name in wave if name in wanted - runner.but]
         if last < STAGES.index("distill"):
             names = [name for name in names if recipe.models[name].role in ("teacher", "encoder")]
         if not names:
@@ -321,7 +341,7 @@ def train_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
 def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> None:
     began = time.perf_counter()
     recipe = setting.recipe
-    due = [job for job in every if not finished(setting, job)]
+    due = [job for job in every if not finished(setting, job) and not adopt(setting, job, recipe.reuse)]
     kept = len(every) - len(due)
     aside = [why for job in due if (why := why_superseded(setting, job))]
     note = ""
@@ -336,7 +356,13 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
         single = [job for job in due if train_config(recipe, job).workers == 1]
         with runner.display.bar(title, unit="trainings") as bar:
             progress = _Fraction(bar, len(due))
-            if single:
+            if single and runner.alone:
+                from ser.train import train
+
+                for job in single:
+                    train(recipe, job, report=partial(progress.steps, job))
+                    progress.finished(job)
+            elif single:
                 from cluster.pool import train_all
 
                 for trained in train_all(recipe, single, runner.workers(), progress.steps):

@@ -19,6 +19,7 @@ from ser.models.streams import encoders_read
 from ser.resolve import RECIPES, find, resolve
 from ser.stored import FeatureConfig, FramesConfig, TargetsConfig
 from ser.strict import Strict, validate
+from ser.sweep import SweepConfig
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.values import expand
 from shards import corpora
@@ -245,7 +246,14 @@ class ClusterConfig(Strict):
 
 
 class Recipe(Strict):
-    """A whole experiment."""
+    """A whole experiment.
+
+    Attributes:
+        reuse: Run directories whose finished trainings are taken where they are the very ones that this recipe asks for.
+        sweep: What `ser sweep` varies; `ser run` takes the values as they are written.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"reuse", "sweep"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,60}$")
     about: str = ""
@@ -264,6 +272,8 @@ class Recipe(Strict):
     chosen: str | None = None
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
+    reuse: list[str] = []
+    sweep: SweepConfig | None = None
 
     @model_validator(mode="after")
     def _names_fit(self) -> "Recipe":
@@ -312,6 +322,13 @@ class Recipe(Strict):
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name) or name == "clean":
                 raise ValueError(
                     f"report.conditions.{name}: a name is [A-Za-z0-9_-]{{1,40}}, and clean is there anyway"
+                )
+        for objective in self.sweep.objectives if self.sweep else ():
+            if objective.model not in self.models or self.models[objective.model].role == "encoder":
+                near = difflib.get_close_matches(objective.model, list(self.models), n=1)
+                raise ValueError(
+                    f"sweep.objectives: {objective.model!r} is no model of this recipe that answers"
+                    + (f"; did you mean {near[0]!r}?" if near and near[0] != objective.model else "")
                 )
         self.order()
         return self
