@@ -13,7 +13,7 @@ help:
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
 	@echo "make check      ruff and pyright"
 	@echo "make clean      remove the environment and caches; runs and data stay"
-	@echo "make bench      loader, packing, targets, prosody (prints; never fails on time)"
+	@echo "make bench      loader, packing, targets, prosody, sweep (prints; never fails on time)"
 
 env: $(VENV)/.ready
 
@@ -39,7 +39,7 @@ check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 bench: env
-	for name in loader packing targets prosody; do $(BIN)/python -m tests.bench.$$name; done
+	for name in loader packing targets prosody sweep; do $(BIN)/python -m tests.bench.$$name; done
 
 # What is built and cached only: trainings and datasets are never removed from here.
 clean:

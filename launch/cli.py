@@ -94,11 +94,10 @@ def sweep(recipe: RecipeName, overrides: Overrides = None, variant: Variant = No
     from launch.sweep import sweep as search  # slow to import, so only for a recipe that can be read
 
     try:
-        page = search(found, display)
+        search(found, display)
     except KeyboardInterrupt:
         typer.echo("interrupted; run the same command to go on", err=True)
         raise typer.Exit(130) from None
-    display.say(f"sweep: {page.resolve()}")
 
 
 @app.command()

@@ -13,6 +13,7 @@ from cluster.session import PATIENCE
 from cluster.trials import Outcome
 from launch.display import Display
 from launch.run import run
+from launch.study import TRIAL
 from ser.recipe import Recipe
 from ser.setting import open_setting
 from ser.stopping import EXIT_CODE, Stopped
@@ -21,8 +22,6 @@ from ser.sweep import QUALITY, Objective
 from ser.tuned import judged, score_of_fold
 from shards.errors import UserError
 from shards.lock import hold
-
-TRIAL = "trial.json"
 
 
 def main(folder: str) -> int:

@@ -149,6 +149,12 @@ def _check_key(recipe: Recipe, space: Mapping[str, Dimension], key: str) -> None
             )
         if parts[2] in FIXED_IN_MODEL:
             raise UserError(f"models.{parts[1]}.{parts[2]} is not varied", where=where)
+        if recipe.sweep and recipe.sweep.per == "fold" and recipe.models[parts[1]].search:
+            raise UserError(
+                f"models.{parts[1]} has a search of its own, whose choice would stand above this one's",
+                where=where,
+                hint=f"models.{parts[1]}.search={{}}, or sweep.per=recipe",
+            )
         searched = [f"models.{parts[1]}.train.{k}" for k in recipe.models[parts[1]].search]
         if any(overlap(key, other) for other in searched):
             raise UserError(

@@ -8,6 +8,7 @@ with several objectives, a grid over conditions) is refused when the recipe is r
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -242,6 +243,11 @@ class SweepConfig(Strict):
             raise ValueError("cmaes knows one objective: take tpe, gp, nsga2, random or grid")
         if many and self.per == "fold":
             raise ValueError("per: fold chooses one best trial a fold, so it needs one objective")
+        strange = [key for key in self.space if not re.fullmatch(r"models\.[^.]+\.train\..+", key)]
+        if self.per == "fold" and strange:
+            raise ValueError(
+                f"per: fold writes each fold's own train keys, and {strange[0]} is none: a model has one shape in all folds"
+            )
         if self.per == "fold" and self.pruner.kind != "none" and self.pruner.by == "folds":
             raise ValueError("per: fold runs one fold a study, so there is none to prune by: pruner.by=steps")
         if self.sampler.kind == "grid":
