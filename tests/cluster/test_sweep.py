@@ -3,7 +3,6 @@
 The trials are toys (`tests.cluster.toy_trials`); Ray, the study, the reapers and the kills are real.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -195,30 +194,38 @@ def test_ctrl_c_ends_the_trials_and_the_next_call_goes_on(session, tmp_path):
     assert states(x.study) == [TrialState.COMPLETE] * 3
 
 
-def test_a_node_that_dies_takes_no_trial_with_it(tmp_path):
+def test_a_node_that_dies_takes_no_trial_with_it(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
-    with contextlib.ExitStack() as held:
-        held.callback(os.environ.pop, "SER_TEST_MARK", None)
-        os.environ["SER_TEST_MARK"] = mark
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        held.callback(cluster.shutdown)
+    for name, value in (("SER_TEST_MARK", mark), ("RAY_AUTH_MODE", "disabled"), ("PYTHONPATH", str(ROOT))):
+        monkeypatch.setenv(name, value)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
         other = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        held.enter_context(Session(cluster.address, env={"PYTHONPATH": str(ROOT)}))
-        x = toys.sweep_of(tmp_path, toys.config(trials=6), {"seconds": 1.5}, joined=True)
-        killed: list[int] = []
-
-        def show(done: int, total: int) -> None:
-            if done >= 2 and not killed:
-                killed.append(done)
-                other.kill_raylet()
-
-        x.show = show
-        drive(x)
-    assert killed and states(x.study) == [TrialState.COMPLETE] * 6
+        told = {
+            "address": cluster.address,
+            "sweep": {"trials": 8},
+            "how": {"seconds": 1.0, "orphans": list(range(8))},
+        }
+        driver = spawn(tmp_path, told, mark)
+        end = time.monotonic() + 120
+        while outcomes(tmp_path) < 2:
+            assert driver.poll() is None and time.monotonic() < end, driver.communicate(timeout=5)[0]
+            time.sleep(0.01)
+        other.kill_raylet()
+        out = driver.communicate(timeout=180)[0]
+        assert driver.returncode == 0, out
+    finally:
+        cluster.shutdown()
+    study = loaded(tmp_path)
+    assert states(study) == [TrialState.COMPLETE] * 8
+    assert sum(trial.user_attrs.get("interruptions", 0) for trial in study.trials) >= 1, (
+        "its trial was started again"
+    )
+    assert not any(trial.user_attrs.get("failures") for trial in study.trials), (
+        "and it was not held against it"
+    )
     for lines in toys.runs(tmp_path).values():
         assert sum(line[0] == "end" for line in lines) == 1
     nothing_left(mark)
