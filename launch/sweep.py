@@ -5,6 +5,7 @@ Everything lies in `<run>/sweep`: `shared` (dataset's generation, features, mode
 goes on where it was killed.
 """
 
+import importlib.util
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,12 @@ def sweep(recipe: Recipe, display: Display) -> Path:
             hint="add sweep: {space: {models.NAME.train.optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}, "
             "objectives: [{model: NAME, metric: ua}]}",
         )  # fmt: skip
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(
+            "this needs Optuna, which is not installed",
+            where="ser sweep",
+            hint="pip install 'ser-distill[cluster]'",
+        )
     check_space(recipe)
     folder = recipe.directory / "sweep"
     other = "give this one a directory of its own (run_dir=FOLDER)"

@@ -55,6 +55,7 @@ def ask_and_tell(config: SweepConfig, folder: Path, count: int, fresh: bool) -> 
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_proposal_depends_on_the_seed_and_what_was_told_not_on_who_was_killed(kind, tmp_path):
     config = sweep(kind, objectives=[{"model": "m", "metric": "nll"}])
