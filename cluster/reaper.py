@@ -36,6 +36,8 @@ class Stop(Exception):
 
 def serve(preload: str) -> None:
     """Until the standard input ends."""
+    if os.fork():  # Ray's worker kills its own children as it ends, and this one has work to do then
+        os._exit(0)
     _prctl(_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, _asked)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,7 +19,7 @@ from shards import atomic
 
 OUTCOME = "outcome.json"
 _ROOT = Path(__file__).resolve().parents[1]
-_reaper: subprocess.Popen | None = None  # of this worker
+_reaper: subprocess.Popen | None = None  # of this worker: the pipes to it
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def attend(entry: str, folder: str, home: str, preload: str) -> int | None:
     go_home(home)
     if (Path(folder) / reaper.STOP).exists():
         return None
-    if _reaper is None or _reaper.poll() is not None:
+    if _reaper is None:
         _reaper = _start(preload)
     assert _reaper.stdin is not None and _reaper.stdout is not None
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -80,16 +80,17 @@ def attend(entry: str, folder: str, home: str, preload: str) -> int | None:
         answer = b""
     if answer:
         return json.loads(answer)["code"]
-    _reaper.wait()
-    _reaper = None
+    _reaper = None  # it is gone
     return None
 
 
 def _start(preload: str) -> subprocess.Popen:
     code = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); sys.argv[1:] = [{preload!r}]; import runpy; runpy.run_module('cluster.reaper', run_name='__main__')"
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
+    started.wait()  # it goes on as nobody's child
+    return started
 
 
 def options(want: Resources) -> dict[str, Any]:
