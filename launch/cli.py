@@ -85,6 +85,22 @@ def report(recipe: RecipeName, overrides: Overrides = None, variant: Variant = N
 
 
 @app.command()
+def sweep(recipe: RecipeName, overrides: Overrides = None, variant: Variant = None) -> None:
+    """Search the keys of a recipe's `sweep`, a whole run a trial; the same command goes on where it was stopped."""
+    from ser.recipe import load
+
+    display = Display()
+    found = load(recipe, overrides or [], variant)
+    from launch.sweep import sweep as search  # slow to import, so only for a recipe that can be read
+
+    try:
+        search(found, display)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same command to go on", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="a saved model, or the training's folder around it")],
     paths: Annotated[list[str], typer.Argument(help="audio files and folders of them")],

@@ -28,6 +28,7 @@ from ser.job import (
     why_superseded,
 )
 from ser.recipe import Recipe
+from ser.reuse import adopt
 from ser.setting import Setting, open_setting
 from shards import manifest, transcripts
 from shards.dataset import Dataset
@@ -38,7 +39,15 @@ from shards.store import Store
 STAGES = ("pack", "features", "train", "targets", "distill", "evaluate", "report")
 
 
-def run(recipe: Recipe, display: Display, until: str = "report", only: str | None = None) -> list[Line]:
+def run(
+    recipe: Recipe,
+    display: Display,
+    until: str = "report",
+    only: str | None = None,
+    *,
+    alone: bool = False,
+    but: frozenset[str] = frozenset(),
+) -> list[Line]:
     """Make whatever is missing, up to a stage.
 
     Args:
@@ -47,6 +56,8 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
         until: Last stage: "pack", "features", "train" (teachers), "targets", "distill" (students), "evaluate",
             "report".
         only: Train this model alone (with what it needs).
+        alone: In this process, without Ray; for recipes whose trainings take one worker each.
+        but: Models that are not trained; what they read of others is made.
 
     Returns:
         What was made and kept, a line a stage.
@@ -58,7 +69,7 @@ def run(recipe: Recipe, display: Display, until: str = "report", only: str | Non
         raise UserError(f"no stage {until!r}", hint=f"stages: {', '.join(STAGES)}")
     if only is not None:
         _needed(recipe, only)  # refused before anything is made
-    runner = Runner(recipe, display)
+    runner = Runner(recipe, display, alone, but)
     last = STAGES.index(until)
     with runner.stack:
         if last > 0:
@@ -216,7 +227,7 @@ def model_stages(runner: Runner, setting: Setting, last: int, only: str | None) 
     wanted = _needed(recipe, only) if only else set(recipe.models)
     read = {name for model in wanted for name in recipe.models[model].target_sources}
     for wave in levels(recipe):
-        names = [name for name in wave if name in wanted]
+        names = [name for name in wave if name in wanted - runner.but]
         if last < STAGES.index("distill"):
             names = [name for name in names if recipe.models[name].role in ("teacher", "encoder")]
         if not names:
@@ -258,7 +269,7 @@ def train_stage(runner: Runner, setting: Setting, names: list[str]) -> None:
 def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> None:
     began = time.perf_counter()
     recipe = setting.recipe
-    due = [job for job in every if not finished(setting, job)]
+    due = [job for job in every if not finished(setting, job) and not adopt(setting, job, recipe.reuse)]
     kept = len(every) - len(due)
     aside = [why for job in due if (why := why_superseded(setting, job))]
     note = ""
@@ -271,9 +282,21 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
         )
     if due:
         single = [job for job in due if train_config(recipe, job).workers == 1]
+        if runner.alone and len(single) < len(due):
+            raise UserError(
+                "this training takes several workers, and this process is alone",
+                where=title,
+                hint="train.workers=1",
+            )
         with runner.display.bar(title, unit="trainings") as bar:
             progress = _Fraction(bar, len(due))
-            if single:
+            if single and runner.alone:
+                from ser.train import train
+
+                for job in single:
+                    train(recipe, job, report=partial(progress.steps, job))
+                    progress.finished(job)
+            elif single:
                 from cluster.pool import train_all
 
                 for trained in train_all(recipe, single, runner.workers(), progress.steps):

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.here import Here
 from launch.display import Display
 from ser.recipe import Recipe
 
@@ -22,16 +23,23 @@ class Line:
 
 @dataclass
 class Runner:
-    """State of one `ser run`: the recipe, what is shown, and Ray once it is needed."""
+    """State of one `ser run`: the recipe, what is shown, and Ray once it is needed.
+
+    `alone` does everything in this process, one thing after the other, without Ray. `but` names models that are left out.
+    """
 
     recipe: Recipe
     display: Display
+    alone: bool = False
+    but: frozenset[str] = frozenset()
     lines: list[Line] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
     _session: Any = None
 
     def session(self) -> Any:
-        """The Ray session, started on first use."""
+        """The Ray session, started on first use; what stands in its place where nothing else takes part."""
+        if self.alone:
+            return Here()
         if self._session is None:
             from cluster.session import Session
 

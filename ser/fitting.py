@@ -61,6 +61,13 @@ def check_fit(recipe: "Recipe") -> None:
             raise ValueError(
                 f"report.conditions.{name}: a name is [A-Za-z0-9_-]{{1,40}}, and clean is there anyway"
             )
+    for objective in recipe.sweep.objectives if recipe.sweep else ():
+        if objective.model not in recipe.models or recipe.models[objective.model].role == "encoder":
+            near = difflib.get_close_matches(objective.model, list(recipe.models), n=1)
+            raise ValueError(
+                f"sweep.objectives: {objective.model!r} is no model of this recipe that answers"
+                + (f"; did you mean {near[0]!r}?" if near and near[0] != objective.model else "")
+            )
 
 
 def _layers_fit(recipe: "Recipe", name: str) -> None:

@@ -254,11 +254,11 @@ def why_superseded(setting: Setting, job: Job) -> list[str] | None:
     folder = directory(setting.recipe, job)
     if not (folder / "DONE").is_file():
         return None
-    old, new = _leaves(read_identity(folder) or {}), _leaves(identity(setting, job))
+    old, new = leaves(read_identity(folder) or {}), leaves(identity(setting, job))
     return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)) or None
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, str]:
+def leaves(value: Any, path: str = "") -> dict[str, str]:
     """Nested mappings as {dotted path: JSON of the leaf}; lists of mappings by number."""
     if isinstance(value, dict) and value:
         items: Any = value.items()
@@ -267,7 +267,7 @@ def _leaves(value: Any, path: str = "") -> dict[str, str]:
     else:
         return {path: json.dumps(value, sort_keys=True)}
     return {
-        k: v for name, one in items for k, v in _leaves(one, f"{path}.{name}" if path else str(name)).items()
+        k: v for name, one in items for k, v in leaves(one, f"{path}.{name}" if path else str(name)).items()
     }
 
 

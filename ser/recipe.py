@@ -17,6 +17,7 @@ from ser.models.streams import encoders_read
 from ser.resolve import RECIPES, find, resolve
 from ser.stored import FeatureConfig, FramesConfig, TargetsConfig
 from ser.strict import Strict, validate
+from ser.sweep import SweepConfig
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.truth import FIELD
 from ser.values import expand
@@ -237,7 +238,14 @@ class ClusterConfig(Strict):
 
 
 class Recipe(Strict):
-    """A whole experiment."""
+    """A whole experiment.
+
+    Attributes:
+        reuse: Run directories whose finished trainings are taken where they are the very ones that this recipe asks for.
+        sweep: What `ser sweep` varies; `ser run` takes the values as they are written.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"reuse", "sweep"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,60}$")
     about: str = ""
@@ -256,6 +264,8 @@ class Recipe(Strict):
     chosen: str | None = None
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
+    reuse: list[str] = []
+    sweep: SweepConfig | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
