@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launch.display import Display
+from launch.jobs import verbs
 from shards.errors import UserError
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(verbs)
 RecipeName = Annotated[
     str, typer.Argument(help="a recipe file, or the name of one that comes with the package")
 ]
@@ -30,10 +32,13 @@ def _run(
 
     display = Display()
     recipe = load(name, overrides or [], variant)
-    from launch.run import run, table  # slow to import, so only for a recipe that can be read
+    from ser.stopping import stopped_by_signals
 
     try:
-        lines = run(recipe, display, until, only)
+        with stopped_by_signals():
+            from launch.run import run, table  # slow to import, so only for a recipe that can be read
+
+            lines = run(recipe, display, until, only)
     except KeyboardInterrupt:  # typer would end without a word
         typer.echo("interrupted; run the same command to go on", err=True)
         raise typer.Exit(130) from None

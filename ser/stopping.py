@@ -2,7 +2,10 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL: stopped on request with a checkpoint, run again to go on
 
@@ -33,3 +36,21 @@ class StopFlag:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end a whole run as Ctrl-C does, by `Stopped`: what is committed stays.
+
+    Ray puts its own handler for SIGTERM in place of this one when it starts; SIGUSR1 stays ours.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped("stopped on request; run the same command to go on")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
