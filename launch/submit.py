@@ -5,8 +5,10 @@ that is queued or running is refused with its id, on whatever target it is; a su
 or one that the next submission finds.
 """
 
+import contextlib
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -100,12 +102,23 @@ def submit(recipe: Recipe, profile: Profile, job: Job) -> Record:
         job = replace(job, number=records.next_number(job.run))
         job.home.mkdir(parents=True)
         atomic.write(job.recipe, yaml.safe_dump(recipe.dump(), sort_keys=False))
-        ids = where.apply(job, where.render(job, profile), profile)
+        try:
+            ids = where.apply(job, where.render(job, profile), profile)
+        except BaseException:
+            _forget(job)
+            raise
         record = records.new(
             job, str(profile.to), ids, profile.model_dump(mode="json", exclude_defaults=True)
         )
         records.write(record)
     return record
+
+
+def _forget(job: Job) -> None:
+    """Leave nothing of a job that its target did not take."""
+    shutil.rmtree(job.home)
+    with contextlib.suppress(OSError):  # others are there
+        job.home.parent.rmdir()
 
 
 def _refuse_live(job: Job, profile: Profile, where: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
     python -m launch.supervise OUTCOME.json COMMAND...
 
-Guarantees: SIGTERM and SIGUSR1 reach the command as SIGUSR1 (save and stop; Ray replaces a driver's handler of SIGTERM by
+Guarantees: SIGTERM and SIGUSR1, and a file `cancel` beside the outcome, reach the command as SIGUSR1 (save and stop; Ray replaces a driver's handler of SIGTERM by
 its own); the outcome names machine and process when it begins, and the exit code when it ends: a file without a code
 is that of a killed job. The command's exit code is passed on.
 """
@@ -22,17 +22,23 @@ from typing import Any
 from ser.stopping import EXIT_CODE
 from shards import atomic
 
+CANCEL = "cancel"  # a file of this name beside the outcome ends the job
 _LIBC = ctypes.CDLL(None)
+PAUSE = 0.5  # seconds between two looks for a file that says stop
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def supervise(command: Sequence[str], outcome: Path, env: Mapping[str, str] | None = None) -> int:
+def supervise(
+    command: Sequence[str], outcome: Path, env: Mapping[str, str] | None = None, stops: Sequence[Path] = ()
+) -> int:
     """Run `command` to its end.
 
     Args:
         command: Program and arguments.
         outcome: The file in which it is written what became of it.
         env: Its environment; default this process's.
+        stops: Files that ask it to save and stop when they are made, as a signal does: a batch system's signals go to one
+            process here, to all there, and not across machines.
 
     Returns:
         Its exit code; 128 + n where signal n ended it.
@@ -65,7 +71,9 @@ def supervise(command: Sequence[str], outcome: Path, env: Mapping[str, str] | No
         atomic.write(outcome, json.dumps(begun | {"child": process.pid}, indent=1) + "\n")
         if asked:
             process.send_signal(signal.SIGUSR1)
-        code = process.wait()
+        while (code := _wait(process)) is None:
+            if not asked and any(stop.exists() for stop in stops):
+                forward(signal.SIGUSR1, None)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -74,6 +82,13 @@ def supervise(command: Sequence[str], outcome: Path, env: Mapping[str, str] | No
         code = EXIT_CODE  # it was still starting, and did not listen yet: nothing was begun
     atomic.write(outcome, json.dumps(begun | {"code": code, "ended": now()}, indent=1) + "\n")
     return code
+
+
+def _wait(process: subprocess.Popen) -> int | None:
+    try:
+        return process.wait(PAUSE)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end_with_parent() -> None:
@@ -95,4 +110,5 @@ def started(pid: int) -> int | None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(supervise(sys.argv[2:], Path(sys.argv[1])))
+    outcome = Path(sys.argv[1])
+    raise SystemExit(supervise(sys.argv[2:], outcome, stops=[outcome.with_name(CANCEL)]))
