@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from cluster.session import PREFIX, _locked, _sweep, _token
+from cluster.session import PREFIX, _forget_token, _locked, _sweep, _token
 from shards.errors import UserError
 
 ENDING = 15.0  # seconds in which Ray's processes end before they are killed
@@ -89,25 +90,12 @@ class Node:
         Raises:
             UserError: They did not within `patience` seconds, or Ray ended here.
         """
-        from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
 
-        from cluster.session import _forget_token
-
-        _forget_token()  # of the environment that Ray was imported with
-        end, here, client = time.monotonic() + patience, 0, None
-        while here < nodes:
+        def look() -> None:
             if not self.alive:
                 raise UserError("Ray did not start", where=f"{os.uname().nodename}: {self.last_words()}")
-            if time.monotonic() > end:
-                raise UserError(
-                    f"{here} of {nodes} machines joined within {patience:.0f} s",
-                    where=self.address,
-                    hint="look at the log of the others; a firewall, or the wrong network (environment: GLOO_SOCKET_IFNAME)?",
-                )
-            time.sleep(0.2)
-            with contextlib.suppress(Exception):  # not there yet
-                client = client or GcsClient(address=self.address)
-                here = sum(1 for n in client.get_all_node_info(timeout=2).values() if n.state == 0)
+
+        await_nodes(self.address, nodes, patience, look)
 
     def last_words(self) -> str:
         """The end of what `ray start` said."""
@@ -126,6 +114,30 @@ class Node:
             self.lock.close()
 
 
+def await_nodes(address: str, nodes: int, patience: float, look: Callable[[], None] = lambda: None) -> None:
+    """Return once `nodes` machines have joined the cluster at `address`; `look` may end the waiting by an exception.
+
+    Raises:
+        UserError: They did not within `patience` seconds.
+    """
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
+
+    _forget_token()  # of the environment that Ray was imported with
+    end, here, client = time.monotonic() + patience, 0, None
+    while here < nodes:
+        look()
+        if time.monotonic() > end:
+            raise UserError(
+                f"{here} of {nodes} machines joined within {patience:.0f} s",
+                where=address,
+                hint="look at the log of the others; a firewall, or the wrong network (environment: GLOO_SOCKET_IFNAME)?",
+            )
+        time.sleep(0.2)
+        with contextlib.suppress(Exception):  # not there yet
+            client = client or GcsClient(address=address)
+            here = sum(1 for n in client.get_all_node_info(timeout=2).values() if n.state == 0)
+
+
 def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.socket() as s:
@@ -141,3 +153,10 @@ def socket_address(towards: str = "192.0.2.1") -> str:
             return s.getsockname()[0]
         except OSError:
             return socket.gethostbyname(socket.gethostname())
+
+
+if __name__ == "__main__":  # python -m cluster.node COUNT: wait for so many machines at $RAY_ADDRESS
+    try:
+        await_nodes(os.environ["RAY_ADDRESS"], int(sys.argv[1]), 1200.0)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -34,6 +34,7 @@ class Live(NamedTuple):
 
     phase: Phase
     detail: str = ""
+    code: int | None = None  # of one that has ended, where the target knows it
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Job:
         folder: Where it starts, on the job's machines.
         python: The interpreter there.
         arguments: Of `ser`, the recipe's place left out: {recipe} stands for it.
-        folds: Folds of an array job; empty for one job.
-        models: Of a training without Ray: (model, fold, seed).
+        there: The run directory on the job's machines.
+        folds: Folds of an array of jobs; empty for one job.
+        training: Of a training without Ray: (model, fold, seed).
     """
 
     name: str
@@ -57,6 +59,7 @@ class Job:
     folder: str
     python: str
     arguments: tuple[str, ...]
+    there: str
     folds: tuple[str, ...] = ()
     training: tuple[str, str, str] | None = None
 
@@ -107,8 +110,8 @@ class Record:
 
 
 def job_name(recipe_name: str, run: Path) -> str:
-    """ser-NAME-xxxxxxxx: the same for every submission of a run directory, and good for Kubernetes (63 characters)."""
-    plain = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")[:40].strip("-") or "run"
+    """ser-NAME-xxxxxxxx: the same for every submission of a run directory, short enough for a RayJob (47 characters)."""
+    plain = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")[:34].strip("-") or "run"
     return f"ser-{plain}-{hashlib.sha256(str(run).encode()).hexdigest()[:8]}"
 
 
@@ -164,6 +167,8 @@ def summary(record: Record, live: Live) -> tuple[str, str]:
         return live.phase, live.detail
     found = outcomes(record.home)
     codes = [one.get("code") for one in found]
+    if not found and live.code is not None:  # its run directory is not on this machine
+        codes, found = [live.code], [{"ended": "there"}]
     if found and all(code == 0 for code in codes):
         return "done", f"ended {found[-1]['ended']}"
     if record.cancelled:

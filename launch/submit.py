@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import yaml
@@ -51,6 +51,7 @@ def make_job(
     folder = profile.folder or os.getcwd()
     base = Path(folder) if Path(folder).is_dir() else Path.cwd()
     run = (base / recipe.directory).absolute()
+    here = profile.to in ("local", "slurm")  # the same folders as on this machine
     if profile.to != "slurm" and (folds or only):
         raise UserError(
             f"{'--folds' if folds else '--training'} is for --to slurm, not {profile.to}",
@@ -62,7 +63,8 @@ def make_job(
     training = _training(recipe, only) if only else None
     return Job(
         name=records.job_name(recipe.name, run), run=run, number=records.next_number(run), folder=folder,
-        python=profile.python or sys.executable, arguments=arguments, folds=_folds(recipe) if folds else (),
+        python=profile.python or (sys.executable if here else "python"), arguments=arguments,
+        there=str(run) if here else f"{PurePosixPath(folder) / recipe.directory}", folds=_folds(recipe) if folds else (),
         training=training,
     )  # fmt: skip
 
