@@ -24,6 +24,7 @@ from cluster.session import PREFIX, _forget_token, _locked, _sweep, _token
 from shards.errors import UserError
 
 ENDING = 15.0  # seconds in which Ray's processes end before they are killed
+TRIES = 3  # starts after the first
 
 
 class Node:
@@ -57,12 +58,19 @@ class Node:
         os.environ |= {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
         own = socket_address() if self.head is None else socket_address(self.head.rpartition(":")[0])
         self.address = self.head or f"{own}:{free_port()}"
-        self.log = self.folder / "start.log"
+        self.own, self.log, self.tries = own, self.folder / "start.log", TRIES
+        self._start()
+        return self
+
+    def _start(self) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command(own), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command(self.own),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
-        return self
 
     def _command(self, own: str) -> list[str]:
         where = ["--head", "--port", self.address.rpartition(":")[2], "--include-dashboard=false"]
@@ -79,10 +87,16 @@ class Node:
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", own]
         return [*start, *where, *have, *quiet]
 
-    @property
     def alive(self) -> bool:
-        """Whether Ray still runs here."""
-        return self.process.poll() is None
+        """Whether Ray runs here, started again where it ended: it gives itself 30 s, too few on a busy machine."""
+        if self.process.poll() is None:
+            return True
+        self._end()
+        if self.tries == 0:
+            return False
+        self.tries -= 1
+        self._start()
+        return True
 
     def wait_for(self, nodes: int, patience: float) -> None:
         """Return once `nodes` machines have joined (asked on the head).
@@ -92,7 +106,7 @@ class Node:
         """
 
         def look() -> None:
-            if not self.alive:
+            if not self.alive():
                 raise UserError("Ray did not start", where=f"{os.uname().nodename}: {self.last_words()}")
 
         await_nodes(self.address, nodes, patience, look)
@@ -101,12 +115,15 @@ class Node:
         """The end of what `ray start` said."""
         return self.log.read_text(errors="replace")[-800:].strip() if self.log.is_file() else ""
 
-    def __exit__(self, *_: object) -> None:
-        for number, seconds in ((signal.SIGTERM, ENDING), (signal.SIGKILL, ENDING)):
+    def _end(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
+                self.process.wait(ENDING)
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
         if self.head is None:
             self.token.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

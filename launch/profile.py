@@ -17,7 +17,7 @@ and records hold the whole profile.
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -204,11 +204,6 @@ class Profile(Strict):
         for name in values:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"{name!r} is no name of a variable")
-            if SECRET.search(name.upper()):
-                raise ValueError(
-                    f"{name} looks like a secret, and a profile is written into scripts and records: keep it in the "
-                    "environment or in the usual files of the site (kubernetes.secrets for pods)"
-                )
         return values
 
     @model_validator(mode="after")
@@ -229,7 +224,9 @@ def read(name: str | None, to: str | None) -> Profile:
         UserError: No such profile, a key or value that does not fit, no target, or another one than the profile's.
     """
     path = _find(name) if name else None
-    profile = validate(Profile, (read_yaml(path) if path else None) or {}, where=str(path or "profile"))
+    values = (read_yaml(path) if path else None) or {}
+    _refuse_secrets(values, str(path))
+    profile = validate(Profile, values, where=str(path or "profile"))
     if to is not None and to not in TARGETS:
         raise UserError(f"no target {to!r}", hint=f"--to {' | '.join(TARGETS)}")
     if to is not None and profile.to is not None and profile.to != to:
@@ -242,6 +239,18 @@ def read(name: str | None, to: str | None) -> Profile:
     if chosen is None:
         raise UserError("submit where?", hint=f"--to {' | '.join(TARGETS)}, or a profile with the key `to`")
     return profile.model_copy(update={"to": chosen})
+
+
+def _refuse_secrets(values: Any, where: str) -> None:
+    """Before validation, whose messages repeat values."""
+    environment = values.get("environment") if isinstance(values, dict) else None
+    for name in environment if isinstance(environment, dict) else ():
+        if SECRET.search(str(name).upper()):
+            raise UserError(
+                f"environment.{name} looks like a secret, and a profile is written into scripts and records",
+                where=where,
+                hint="keep it in the environment or in the usual files of the site (kubernetes.secrets for pods)",
+            )
 
 
 def folder() -> Path:

@@ -72,7 +72,7 @@ def _worker(meeting: Path, asked: list[int]) -> int:
         return EXIT_CODE
     with Node(meeting.with_suffix(".token"), found["head"], **_given()) as node:
         while meeting.exists():  # a signal is the head's business: it saves, then ends
-            if not node.alive:
+            if not node.alive():
                 print(f"Ray ended on {os.uname().nodename}: {node.last_words()}", file=sys.stderr, flush=True)
                 return 0  # the others go on without this machine
             time.sleep(PAUSE)
