@@ -20,6 +20,7 @@ import yaml
 
 from launch import profile as profiles
 from launch import record as records
+from launch.fold import names as fold_names
 from launch.profile import Profile
 from launch.record import Job, Live, Record
 from ser.recipe import Recipe
@@ -57,6 +58,14 @@ def make_job(
             f"{'--folds' if folds else '--training'} is for --to slurm, not {profile.to}",
             hint="leave it out: one job does all folds",
         )
+    if folds and only:
+        raise UserError("--folds and --training do not go together", hint="one of them")
+    if only and profile.slurm.start != "srun":
+        raise UserError(
+            "a training alone is started by srun",
+            where="slurm.start",
+            hint="set slurm.start: srun in the profile",
+        )
     arguments = ("run", "{recipe}", "--until", until)
     if profile.to not in ("local",):
         arguments += ("cluster.address=auto",)
@@ -64,19 +73,9 @@ def make_job(
     return Job(
         name=records.job_name(recipe.name, run), run=run, number=records.next_number(run), folder=folder,
         python=profile.python or (sys.executable if here else "python"), arguments=arguments,
-        there=str(run) if here else f"{PurePosixPath(folder) / recipe.directory}", folds=_folds(recipe) if folds else (),
+        there=str(run) if here else f"{PurePosixPath(folder) / recipe.directory}", folds=fold_names(recipe) if folds else (),
         training=training,
     )  # fmt: skip
-
-
-def _folds(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.folds == "all":
-        raise UserError(
-            "which folds there are is known once the dataset is packed",
-            where="folds",
-            hint="name them, folds='[NAME, ...]'; `ser pack RECIPE` and the report list their names",
-        )
-    return tuple(recipe.folds)
 
 
 def _training(recipe: Recipe, text: str) -> tuple[str, str, str]:

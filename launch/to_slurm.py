@@ -28,12 +28,23 @@ RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_
 
 
 def render(job: Job, profile: Profile) -> str:
-    """The batch script."""
-    home = shlex.quote(str(job.home))
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job, profile)), ""]
-    lines += [f"cd {shlex.quote(job.folder)} || exit 2", f"home={home}"]
+    """The batch scripts: one, or for folds the preparation, the array and the end."""
+    return "\n".join(script(job, profile, part) for part in parts(job))
+
+
+def parts(job: Job) -> tuple[str, ...]:
+    """Of a submission: "" is the whole run; the others are sent in this order, each waiting for the one before."""
+    return ("prepare", "folds", "end") if job.folds else ("",)
+
+
+def script(job: Job, profile: Profile, part: str) -> str:
+    """One batch script."""
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job, profile, part)), ""]
+    lines += [f"cd {shlex.quote(job.folder)} || exit 2", f"home={shlex.quote(str(job.home))}"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
-    return "\n".join([*lines, _ASKED, *profile.setup, "", *_step(job, profile)]) + _WAIT.format(
+    if part == "folds":
+        lines += [f"folds=({shlex.join(job.folds)})", 'fold="${folds[$SLURM_ARRAY_TASK_ID]}"']
+    return "\n".join([*lines, _ASKED, *profile.setup, "", *_step(job, profile, part)]) + _WAIT.format(
         code=EXIT_CODE, most=profile.slurm.requeues
     )
 
@@ -56,7 +67,10 @@ exit "$code"
 """
 
 
-def options(job: Job, profile: Profile) -> list[str]:
+_LOGS = {"": "/log.txt", "prepare": "/log-0.txt", "folds": "/log-1-fold-%a.txt", "end": "/log-2.txt"}
+
+
+def options(job: Job, profile: Profile, part: str = "") -> list[str]:
     """The `#SBATCH` options of a job."""
     site = profile.slurm
     ranks = max(1, profile.gpus) if job.training else 1
@@ -65,13 +79,16 @@ def options(job: Job, profile: Profile) -> list[str]:
         "reservation": site.reservation, "constraint": site.constraint, "nodes": profile.nodes, "ntasks-per-node": ranks,
         "cpus-per-task": profile.cpus and max(1, profile.cpus // ranks), "mem": profile.memory, "gres": site.gres,
         "gpus-per-node": profile.gpus if profile.gpus and not site.gres else None, "time": profile.time,
-        "signal": f"B:USR1@{site.warning}", "open-mode": "append", "output": str(job.home / "log.txt").replace("%", "%%"),
+        "signal": f"B:USR1@{site.warning}", "open-mode": "append", "output": str(job.home).replace("%", "%%") + _LOGS[part],
     }  # fmt: skip
+    if part == "folds":
+        most = f"%{site.fold_jobs}" if site.fold_jobs else ""
+        given |= {"array": f"0-{len(job.folds) - 1}{most}"}
     stated = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [shlex.quote(option) for option in [*stated, "--requeue", *site.extra]]
 
 
-def _step(job: Job, profile: Profile) -> list[str]:
+def _step(job: Job, profile: Profile, part: str) -> list[str]:
     """The lines that start the job's tasks in the background."""
     srun = ["srun", "--kill-on-bad-exit=0", "--wait=120"]
     if profile.cpus:
@@ -92,12 +109,23 @@ def _step(job: Job, profile: Profile) -> list[str]:
                 profile.container.image,
             ]
     task = [job.python, "-m", "launch.slurm_task"]
-    home, outcome = str(job.home), str(job.home / "outcome.json")
+    outcome = str(job.home / (f"outcome-{part}.json" if part else "outcome.json"))
     if job.training:
-        task += ["ranks", home, outcome, str(job.recipe), *job.training]
+        words = shlex.join([*task, "ranks", str(job.home), outcome, str(job.recipe), *job.training])
+    elif part == "folds":
+        run = [job.python, "-m", "launch.cli", "run", str(job.recipe), "cluster.address=auto", "--fold"]
+        named = f'{shlex.quote(str(job.home))}/"outcome-$fold.json"'
+        words = f'{shlex.join([*task, "ray", str(job.home)])} {named} {shlex.join(run)} "$fold"'
     else:
-        task += ["ray", home, outcome, *job.command()]
-    return [f"{shlex.join(srun)} \\", f"    {shlex.join([*inside, *task])} &", "step=$!"]
+        command = job.command()
+        if part == "prepare":
+            command[command.index("--until") + 1] = "features"
+        words = shlex.join([*task, "ray", str(job.home), outcome, *command])
+    return [
+        f"{shlex.join(srun)} \\",
+        f"    {shlex.join(inside)} {words} &".replace("     ", "    "),
+        "step=$!",
+    ]
 
 
 def find(job: Job, profile: Profile) -> list[str]:
@@ -107,11 +135,22 @@ def find(job: Job, profile: Profile) -> list[str]:
 
 
 def apply(job: Job, text: str, profile: Profile) -> list[str]:
-    """Hand the script to sbatch, once Slurm says that it could start some day: else it would wait for ever."""
-    script = job.home / "job.sh"
-    script.write_text(text)
-    _slurm("sbatch", "--test-only", str(script))
-    return [_slurm("sbatch", "--parsable", str(script)).split(";")[0].strip()]
+    """Hand the scripts to sbatch, once Slurm says that it could start them some day: else they would wait for ever."""
+    ids: list[str] = []
+    try:
+        for part in parts(job):
+            path = job.home / (f"job-{part}.sh" if part else "job.sh")
+            path.write_text(script(job, profile, part))
+            _slurm("sbatch", "--test-only", str(path))
+            # The end follows however the folds ended: it does what they left.
+            after = [f"--dependency={'afterok' if part == 'folds' else 'afterany'}:{ids[-1]}"] if ids else []
+            after += ["--kill-on-invalid-dep=yes"] if after else []
+            ids.append(_slurm("sbatch", "--parsable", *after, str(path)).split(";")[0].strip())
+    except BaseException:
+        if ids:
+            _slurm("scancel", *ids)
+        raise
+    return ids
 
 
 def status(record: Record) -> Live:

@@ -203,7 +203,9 @@ def test_data_runs_and_secrets_do_not_travel(tmp_path):
 
 def test_the_parcel_holds_all_of_the_code_and_is_the_same_each_time(tmp_path):
     files = dict(parcel.code())
-    assert {"launch/cli.py", "ser/recipes/demo/recipe.yaml", "shards/errors.py", "cluster/session.py"} <= set(files)
+    assert {"launch/cli.py", "ser/recipes/demo/recipe.yaml", "shards/errors.py", "cluster/session.py"} <= set(
+        files
+    )
     for name in ("a.zip", "b.zip"):
         parcel.write(tmp_path / name, files, {to_ray.RECIPE: "name: x\n"})
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
