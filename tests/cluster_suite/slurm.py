@@ -111,7 +111,14 @@ class Slurm:
         assert program is not None
         env = os.environ | self.env
         self.daemons.append(
-            subprocess.Popen([program, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            subprocess.Popen(
+                [program, *arguments],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         )
         log.close()
 

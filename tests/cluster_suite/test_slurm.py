@@ -52,12 +52,10 @@ def state(recipe: Path) -> str:
     return records.summary(record, look(record))[0]
 
 
-def ends(slurm, recipe: Path, job: str, seconds: float = 400) -> None:
-    """Wait for the end of a job; one that is put back into the queue need not wait there."""
+def ends(recipe: Path, seconds: float = 400) -> None:
+    """Wait for the end of a run's jobs."""
     end = time.monotonic() + seconds
-    while (now := state(recipe)) in ("queued", "running", "unknown"):
-        if now == "queued":
-            slurm.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
+    while state(recipe) in ("queued", "running", "unknown"):
         assert time.monotonic() < end, log(recipe)
         time.sleep(0.3)
 
@@ -72,7 +70,8 @@ def log(recipe: Path) -> str:
 def whole(slurm, corpus, profile, tmp_path_factory) -> Path:
     """An undisturbed run, submitted and run to its end."""
     recipe = write_recipe(tmp_path_factory.mktemp("whole"), corpus, STEPS)
-    ends(slurm, recipe, submit(recipe, profile))
+    submit(recipe, profile)
+    ends(recipe)
     assert state(recipe) == "done", log(recipe)
     return recipe
 
@@ -104,12 +103,11 @@ def test_warned_then_taken_off_its_machines_it_ends_the_same(whole, slurm, corpu
     until(lambda: "back into the queue" in log(recipe), "it saves and queues again")
     until(lambda: state(recipe) == "queued", "it waits")
     (tmp_path / "go-25").touch()
-    slurm.ask("scontrol", "update", f"jobid={job}", "StartTime=now")
     until(lambda: saved(run, 40), "it goes on")
     slurm.ask("scontrol", "requeue", job)
     until(lambda: state(recipe) == "queued", "it waits again")
     (tmp_path / "go-45").touch()
-    ends(slurm, recipe, job)
+    ends(recipe)
     assert state(recipe) == "done", log(recipe)
     outcome = json.loads((run / "submissions/0001/outcome.json").read_text())
     assert outcome["restart"] == 2, outcome
@@ -136,7 +134,7 @@ def test_a_live_run_is_refused_a_cancelled_one_stays_away_and_goes_on_when_submi
     (tmp_path / "go-25").touch()
     second = submit(recipe, profile)
     assert second != job
-    ends(slurm, recipe, second)
+    ends(recipe)
     assert state(recipe) == "done", log(recipe)
     assert results(run) == results(whole.parent / "run")
 
@@ -153,6 +151,29 @@ def test_what_slurm_could_never_start_is_refused_and_leaves_nothing(slurm, corpu
         done = ser("submit", str(recipe), "--profile", str(path))
         assert done.returncode == 2 and words in done.stderr and hint in done.stderr, done.stderr
         assert not (recipe.parent / "run").exists() and not slurm.ask("squeue", "--noheader")
+
+
+def test_an_array_does_a_fold_a_job_and_the_end_reports_them_all(whole, slurm, corpus, tmp_path):
+    names = ["session-ses0", "session-ses1"]
+    recipe, run = write_recipe(tmp_path, corpus, STEPS, folds=names), tmp_path / "run"
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(site(nodes=1)))
+    submit(recipe, path, "--folds")
+    ends(recipe)
+    home = run / "submissions/0001"
+    said = {p.name: p.read_text() for p in home.glob("log*.txt")}
+    assert state(recipe) == "done", said
+    assert set(said) == {"log-0.txt", "log-1-fold-0.txt", "log-1-fold-1.txt", "log-2.txt"}
+    assert {p.name for p in home.glob("outcome*")} == {
+        f"outcome-{n}.json" for n in ("prepare", *names, "end")
+    }
+    assert "train student" in said["log-1-fold-1.txt"]
+    (kept,) = [
+        line.split("\u2502") for line in said["log-2.txt"].splitlines() if "\u2502 train student" in line
+    ]
+    assert [cell.strip() for cell in kept[2:4]] == ["0", "2"], "the end finds both folds trained"
+    assert json.loads((run / "report.json").read_text())
+    assert results(run) == results(whole.parent / "run"), "the fold's training is that of a whole run"
 
 
 def test_a_training_without_ray_saves_when_warned_and_ends_the_same(slurm, tmp_path):
@@ -174,7 +195,7 @@ def test_a_training_without_ray_saves_when_warned_and_ends_the_same(slurm, tmp_p
                 "at the step boundary after the warning, not at the last regular checkpoint"
             )
             (tmp_path / "go-25").touch()
-        ends(slurm, recipe, job)
+        ends(recipe)
         assert state(recipe) == "done", log(recipe)
         found[name] = results(run)
     assert found["warned"] == found["whole"]
