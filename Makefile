@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # DeepSpeed compiles its C++ operations on first use; they are kept with the environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help env demo test test-fast check bench tables clean
+.PHONY: help env demo test test-fast test-cluster check bench tables clean
 
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
 	@echo "make test       environment, then the whole suite, on two processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
+	@echo "make test-cluster  submission to a real Slurm of two machines (apt-get install slurmctld slurmd slurm-client munge)"
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
 	@echo "make clean      remove the environment and caches; runs and data stay"
@@ -32,10 +33,14 @@ demo: env
 
 test: env
 	@# whole runs come first, so that they do not end up alone on one process
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster_suite
 
 test-fast: env
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/cluster_suite
+
+# Its daemons want to be root; without their packages it is skipped, with SER_REQUIRE_SLURM=1 it fails.
+test-cluster: env
+	$(BIN)/python -m pytest tests/cluster_suite
 
 check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launch.display import Display
+from launch.jobs import verbs
 from shards.errors import UserError
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(verbs)
 RecipeName = Annotated[
     str, typer.Argument(help="a recipe file, or the name of one that comes with the package")
 ]
@@ -24,32 +26,52 @@ Variant = Annotated[str | None, typer.Option(help="a variant named in the recipe
 
 
 def _run(
-    name: str, overrides: list[str] | None, variant: str | None, until: str, only: str | None = None
+    name: str,
+    overrides: list[str] | None,
+    variant: str | None,
+    until: str,
+    only: str | None = None,
+    fold: str | None = None,
 ) -> None:
     from ser.recipe import load
 
     display = Display()
     recipe = load(name, overrides or [], variant)
-    from launch.run import run, table  # slow to import, so only for a recipe that can be read
+    from ser.stopping import stopped_by_signals
 
     try:
-        lines = run(recipe, display, until, only)
+        with stopped_by_signals():
+            from launch.run import run, table  # slow to import, so only for a recipe that can be read
+
+            if fold is not None:
+                from launch.fold import run_fold
+
+                lines = run_fold(recipe, fold, display)
+            else:
+                lines = run(recipe, display, until, only)
     except KeyboardInterrupt:  # typer would end without a word
         typer.echo("interrupted; run the same command to go on", err=True)
         raise typer.Exit(130) from None
     display.table(
         f"{recipe.name} ({recipe.directory})", ["stage", "made", "kept", "seconds", ""], table(lines)
     )
-    if until == "report":
+    if until == "report" and fold is None:
         display.say(f"report: {(recipe.directory / 'report.html').resolve()}")
 
 
 @app.command()
 def run(
-    recipe: RecipeName, overrides: Overrides = None, variant: Variant = None, until: str = "report"
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    variant: Variant = None,
+    until: str = "report",
+    fold: Annotated[
+        str | None,
+        typer.Option(help="trainings and targets of this fold alone, beside other folds' processes"),
+    ] = None,
 ) -> None:
     """Make whatever a recipe still misses, in order, and write its report."""
-    _run(recipe, overrides, variant, until)
+    _run(recipe, overrides, variant, until, fold=fold)
 
 
 @app.command()

@@ -49,8 +49,8 @@ def recipe(folder: Path, corpus: Path) -> Path:
     return path
 
 
-def ser(*arguments: str, fault: str = "none", timeout: float = 600) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tests.launch.driver", fault, *arguments]
+def ser(*arguments: str | Path, fault: str = "none", timeout: float = 600) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tests.launch.driver", fault, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 

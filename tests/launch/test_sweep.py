@@ -13,10 +13,12 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from launch.study import race
 from ser.job import Job, directory, read_identity
+from ser.models.config_frames import ConvConfig
 from ser.recipe import load
 from ser.setting import open_setting
 from ser.sweep import SweepConfig
@@ -67,7 +69,7 @@ def corpus(tmp_path_factory) -> Path:
 
 def study_of(folder: Path, name: str = "tiny") -> optuna.Study:
     """The study as any Optuna tool opens it."""
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    backend = JournalFileBackend(str(folder / "study.journal"))
     return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(backend))
 
 
@@ -169,7 +171,8 @@ def test_the_best_recipe_runs_as_it_is_and_says_non_nested(killed):
     found = load(str(best))
     study = study_of(best.parent)
     number = study.best_trial.number
-    assert found.models["student"].model.width == study.best_params["models.student.model.width"]
+    made = found.models["student"].model
+    assert isinstance(made, ConvConfig) and made.width == study.best_params["models.student.model.width"]
     assert found.tuned_on is not None and found.tuned_on.selection == "non-nested" and found.sweep is None
     done = ser("run", str(best))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -264,6 +267,7 @@ def test_an_order_of_the_folds_is_the_trials_own_where_folds_are_paired():
 
 def test_speakers_of_no_test_make_settings_chosen_outside(killed):
     made = load(str(killed))
+    assert made.sweep is not None
     base = made.model_copy(update={"sweep": None, "run_dir": str(made.directory / "sweep/shared")})
     one = open_setting(base.model_copy(update={"folds": ["session-ses0"]}))
     assert declared(one, made.sweep, ["session-ses0"]).selection == "outside"

@@ -1,0 +1,191 @@
+"""Submitting a run: render what the target wants, show it or send it, and ask for it again by the run's name.
+
+Guarantees: the job runs the recipe as it was when it was submitted; the same run submitted again goes on where it stopped; a run
+that is queued or running is refused with its id, on whatever target it is; a submitter that is killed leaves either no job
+or one that the next submission finds.
+"""
+
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+import yaml
+
+from launch import profile as profiles
+from launch import record as records
+from launch.fold import names as fold_names
+from launch.profile import Profile
+from launch.record import Job, Live, Record
+from ser.recipe import Recipe
+from shards import atomic
+from shards.errors import UserError
+from shards.lock import hold
+
+
+def target(name: str) -> ModuleType:
+    """The module that knows a target: render, apply, find, status, logs, cancel."""
+    return importlib.import_module(f"launch.to_{name}")
+
+
+def make_job(
+    recipe: Recipe, profile: Profile, until: str, folds: bool = False, only: str | None = None
+) -> Job:
+    """What a recipe asks of a target.
+
+    Args:
+        recipe: The resolved recipe.
+        profile: Of the site, with its target.
+        until: Last stage, as in `ser run`.
+        folds: A job a fold, where the target has arrays of jobs.
+        only: "MODEL FOLD SEED" of one training, where it is started without Ray.
+
+    Raises:
+        UserError: Arrays or a training alone where there are none.
+    """
+    folder = profile.folder or os.getcwd()
+    base = Path(folder) if Path(folder).is_dir() else Path.cwd()
+    run = (base / recipe.directory).absolute()
+    here = profile.to in ("local", "slurm")  # the same folders as on this machine
+    if profile.to != "slurm" and (folds or only):
+        raise UserError(
+            f"{'--folds' if folds else '--training'} is for --to slurm, not {profile.to}",
+            hint="leave it out: one job does all folds",
+        )
+    if folds and only:
+        raise UserError("--folds and --training do not go together", hint="one of them")
+    if only and profile.slurm.start != "srun":
+        raise UserError(
+            "a training alone is started by srun",
+            where="slurm.start",
+            hint="set slurm.start: srun in the profile",
+        )
+    arguments = ("run", "{recipe}", "--until", until)
+    if profile.to not in ("local",):
+        arguments += ("cluster.address=auto",)
+    training = _training(recipe, only) if only else None
+    return Job(
+        name=records.job_name(recipe.name, run), run=run, number=records.next_number(run), folder=folder,
+        python=profile.python or (sys.executable if here else "python"), arguments=arguments,
+        there=str(run) if here else f"{PurePosixPath(folder) / recipe.directory}", folds=fold_names(recipe) if folds else (),
+        training=training,
+    )  # fmt: skip
+
+
+def _training(recipe: Recipe, text: str) -> tuple[str, str, str]:
+    parts = text.split()
+    if len(parts) != 3 or parts[0] not in recipe.models or not parts[2].isdigit():
+        raise UserError(
+            f"--training {text!r} is not 'MODEL FOLD SEED'", hint=f"models: {', '.join(recipe.models)}"
+        )
+    return parts[0], parts[1], parts[2]
+
+
+def submit(recipe: Recipe, profile: Profile, job: Job) -> Record:
+    """Send a job, unless the run is under way.
+
+    Raises:
+        UserError: The run is queued or running, or the target refuses.
+    """
+    where = target(str(profile.to))
+    with ExitStack() as held:
+        other = "wait for it"
+        held.enter_context(hold(job.run / ".submit.lock", "this run is just being submitted", other))
+        with hold(job.run / ".lock", "a process works in this run directory", other):
+            pass
+        _refuse_live(job, profile, where)
+        job = replace(job, number=records.next_number(job.run))
+        job.home.mkdir(parents=True)
+        atomic.write(job.recipe, yaml.safe_dump(recipe.dump(), sort_keys=False))
+        try:
+            ids = where.apply(job, where.render(job, profile), profile)
+        except BaseException:
+            _forget(job)
+            raise
+        record = records.new(
+            job, str(profile.to), ids, profile.model_dump(mode="json", exclude_defaults=True)
+        )
+        records.write(record)
+    return record
+
+
+def _forget(job: Job) -> None:
+    """Leave nothing of a job that its target did not take."""
+    shutil.rmtree(job.home)
+    with contextlib.suppress(OSError):  # others are there
+        job.home.parent.rmdir()
+
+
+def _refuse_live(job: Job, profile: Profile, where: ModuleType) -> None:
+    """Ask the target for jobs of this run's name, and the target of its last submission for that one."""
+    live = where.find(job, profile)
+    on = profile.to
+    last = records.read(job.run)
+    if not live and last is not None and not last.cancelled:
+        found = look(last)
+        if found.phase in ("queued", "running"):
+            live, on = last.ids, last.target
+        elif found.phase == "unknown" and last.target != profile.to:
+            raise UserError(
+                f"it was last submitted to {last.target}, which cannot be asked now: {found.detail}",
+                where=str(job.run / records.NAME),
+                hint=f"ask again later; or, if you know that it is over, remove {job.run / records.NAME}",
+            )
+    if live:
+        raise UserError(
+            f"this run is submitted already: {on} {', '.join(live)}",
+            where=str(job.run),
+            hint=f"ser status {job.run}; ser cancel {job.run}; or give this one a directory of its own (run_dir=FOLDER)",
+        )
+
+
+def look(record: Record) -> Live:
+    """What its target says of a submission; "unknown" where it cannot be asked."""
+    try:
+        return target(record.target).status(record)
+    except UserError as error:
+        return Live("unknown", error.what)
+
+
+def find(name: str, variant: str | None = None) -> Record:
+    """The submission of a run: its directory, its name below runs/, or its recipe.
+
+    Raises:
+        UserError: There is none.
+    """
+    for run in (Path(name), Path("runs") / name):
+        record = records.read(run)
+        if record is not None:
+            return record
+    if Path(name).is_dir():
+        raise UserError(
+            "this run was never submitted", where=str(Path(name)), hint="ser submit RECIPE --to TARGET"
+        )
+    from ser.recipe import load
+
+    recipe = load(name, (), variant)
+    record = records.read(recipe.directory)
+    if record is None:
+        raise UserError(
+            "this run was never submitted",
+            where=str(recipe.directory.absolute()),
+            hint=f"ser submit {name} --to {' | '.join(profiles.TARGETS)}; or name its directory",
+        )
+    return record
+
+
+def logs(record: Record, follow: bool) -> Iterator[str]:
+    """What a submission printed, in pieces."""
+    return target(record.target).logs(record, follow)
+
+
+def cancel(record: Record) -> None:
+    """End a submission; what it has committed stays."""
+    records.write(replace(record, cancelled=True))  # first, so that nobody takes its end for a failure
+    target(record.target).cancel(record)

@@ -1,0 +1,30 @@
+"""The cluster suite: a real Slurm. Skipped where its packages are missing; SER_REQUIRE_SLURM=1 makes that an error."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.cluster_suite.slurm import PACKAGES, Slurm, missing
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A cluster of two machines with one CPU each; its clients' environment is this process's."""
+    absent = missing()
+    if absent:
+        words = f"no {', '.join(absent)}: apt-get install {PACKAGES}"
+        if os.environ.get("SER_REQUIRE_SLURM") == "1":
+            pytest.fail(words)
+        pytest.skip(words)
+    if os.getuid() != 0:
+        pytest.skip("slurmd starts other users' jobs: it must be root")
+    # Not pytest's own folder: munge's socket must be reached by everybody.
+    folder = Path(tempfile.mkdtemp(prefix="ser-slurm-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch, Slurm(folder) as found:
+        for name, value in found.env.items():
+            patch.setenv(name, value)
+        yield found
+    shutil.rmtree(folder, ignore_errors=True)
