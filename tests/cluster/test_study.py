@@ -145,7 +145,7 @@ sshfs /mnt/with\\040space fuse.sshfs rw 0 0
 
 
 @pytest.mark.parametrize("path,kind", [
-    ("/var/x", "ext4"), ("/home/me/runs/study.db", "nfs4"), ("/home/local/x", "xfs"), ("/homework/x", "ext4"),
+    ("/var/x", "ext4"), ("/data/me/runs/study.db", "nfs4"), ("/home/local/x", "xfs"), ("/homework/x", "ext4"),
     ("/mnt/with space/x", "fuse.sshfs"),
 ])  # fmt: skip
 def test_a_path_lies_on_the_innermost_mount(path, kind):
