@@ -138,14 +138,14 @@ def test_a_study_of_another_sweep_is_refused_by_field(tmp_path):
 
 MOUNTS = """/dev/sda1 / ext4 rw 0 0
 tmpfs /tmp tmpfs rw 0 0
-server:/home /home nfs4 rw,vers=4.2 0 0
-/dev/sdb /home/local xfs rw 0 0
+server:/data /data nfs4 rw,vers=4.2 0 0
+/dev/sdb /data/local xfs rw 0 0
 sshfs /mnt/with\\040space fuse.sshfs rw 0 0
 """
 
 
 @pytest.mark.parametrize("path,kind", [
-    ("/var/x", "ext4"), ("/data/me/runs/study.db", "nfs4"), ("/home/local/x", "xfs"), ("/homework/x", "ext4"),
+    ("/var/x", "ext4"), ("/data/me/runs/study.db", "nfs4"), ("/data/local/x", "xfs"), ("/datawork/x", "ext4"),
     ("/mnt/with space/x", "fuse.sshfs"),
 ])  # fmt: skip
 def test_a_path_lies_on_the_innermost_mount(path, kind):
