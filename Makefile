@@ -33,7 +33,7 @@ demo: env
 
 test: env
 	@# whole runs come first, so that they do not end up alone on one process
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/cluster_suite
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/cluster_suite
 
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/cluster_suite

@@ -186,7 +186,7 @@ class Store:
         return [
             b"".join(
                 part(block, max(0, offset - block * BLOCK), min(BLOCK, stop - block * BLOCK))
-                for block in range(offset // BLOCK, -(-stop // BLOCK))
+                for block in range(offset // BLOCK, -(-stop // BLOCK) if offset < stop else 0)
             )
             for offset, stop in ((offset, min(total, offset + size)) for offset, size in ranges)
         ]

@@ -71,6 +71,7 @@ print("predicted", meta["classes"][int(said.logits.argmax())])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conv", "hubert"])
 def test_a_saved_model_is_opened_and_predicts(kind, tmp_path):
     config = tiny.CONV if kind == "conv" else tiny.HUBERT
@@ -91,6 +92,7 @@ def dataset(tiny_dataset, tmp_path) -> Path:
     return tmp_path / "dataset"
 
 
+@pytest.mark.slow
 def test_a_dataset_is_verified_described_and_withdrawn_from(dataset, tmp_path):
     assert len(Dataset.open(str(dataset)).shards) > 1
     for arguments, expected in (
@@ -102,6 +104,7 @@ def test_a_dataset_is_verified_described_and_withdrawn_from(dataset, tmp_path):
         assert done.returncode == 0 and expected in done.stdout + done.stderr, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_what_needs_an_extra_names_it(dataset, tmp_path):
     """Packing and erasing write shards (webdataset); whole recipes need Ray."""
     tiny.write_corpus(tmp_path / "corpus", count=4)

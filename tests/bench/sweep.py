@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.session import Session
 from cluster.sweep import drive
 from tests.bench.common import show, timed
-from tests.cluster import toy_trials as toys
+from tests.cluster_suite import toy_trials as toys
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from ser.report.sweep import short, write_page
 from ser.space import propose
 from ser.sweep import PRUNERS, SAMPLERS, SweepConfig
 from shards.errors import UserError
-from tests.cluster import toy_trials as toys
+from tests.cluster_suite import toy_trials as toys
 
 FLAT = {
     "x": {"low": -1.0, "high": 1.0},

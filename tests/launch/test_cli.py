@@ -130,6 +130,7 @@ def test_a_recipe_prints_in_full(tmp_path, capfd):
     assert values["models"]["student"]["train"]["clip"] == 1.0, "defaults are printed, too"
 
 
+@pytest.mark.slow
 def test_a_packed_dataset_is_verified_and_described(tiny_dataset, capfd):
     code, out, _ = ser(capfd, "verify", tiny_dataset)
     assert code == 0 and "ok" in out
@@ -146,6 +147,7 @@ def heard(folder: Path, speaker: str) -> None:
     (folder / "model.json").write_text(json.dumps({"meta": {"exposure": told}}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_who_heard_a_speaker_is_found_everywhere_even_when_erased(
     scheme, tmp_path, tiny_dataset, capfd, monkeypatch

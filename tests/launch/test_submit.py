@@ -243,7 +243,9 @@ def test_jobs_have_one_name_a_run_directory(recipe):
     with pytest.raises(UserError, match="is for --to slurm"):
         make_job(load(str(recipe)), site("ray"), "report", folds=True)
     with pytest.raises(UserError, match="MODEL FOLD SEED"):
-        make_job(load(str(recipe)), site("slurm"), "report", only="nobody f 0")
+        make_job(load(str(recipe)), site("slurm", slurm={"start": "srun"}), "report", only="nobody f 0")
+    with pytest.raises(UserError, match="started by srun"):
+        make_job(load(str(recipe)), site("slurm"), "report", only="student f 0")
 
 
 @pytest.mark.parametrize(

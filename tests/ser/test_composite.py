@@ -12,6 +12,8 @@ from ser.results import collect, voices
 from shards.errors import UserError
 from tests.ser import fake_run
 
+pytestmark = pytest.mark.slow
+
 PARTS = {"en": "student", "fi": "baseline", "fr": "prosody"}
 
 

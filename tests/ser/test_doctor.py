@@ -32,6 +32,7 @@ def of(check):
     return next(finding for finding in doctor.examine() if finding.check == check)
 
 
+@pytest.mark.slow
 def test_an_extension_beside_a_cpu_torch_is_found_and_only_it_is_removed(audio):
     found = of("torchaudio loads beside this torch")
     assert not found.well and "--mend" in found.advice
@@ -40,6 +41,7 @@ def test_an_extension_beside_a_cpu_torch_is_found_and_only_it_is_removed(audio):
     assert of("torchaudio loads beside this torch").well
 
 
+@pytest.mark.slow
 def test_an_extension_that_loads_stays(audio):
     """A CPU build of torchaudio, whose extension is in use."""
     import _ctypes

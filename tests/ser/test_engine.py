@@ -324,6 +324,7 @@ def terminal_of(stage: int) -> str:
         return file.read().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 3])
 def test_deepspeed_prints_nothing(stage):
     assert run_ranks(partial(terminal_of, stage), 2) == ["", ""]

@@ -140,9 +140,8 @@ ONNX = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[] if k == "conv" else pytest.mark.slow) for k in ONNX]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ONNX)
 def test_onnxruntime_answers_as_the_model_does(kind, tmp_path):
     """Other batch sizes and lengths than those it was exported with."""
     runtime = pytest.importorskip("onnxruntime")

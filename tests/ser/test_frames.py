@@ -100,6 +100,7 @@ def store_of(setting) -> TargetStore:
     return TargetStore.open(setting.dataset, expect=frame_spec(setting, job("ear")))
 
 
+@pytest.mark.slow
 def test_the_run_has_every_row_and_a_second_one_makes_nothing(run):
     from tests.whole import run_here
 
@@ -115,6 +116,7 @@ def test_the_run_has_every_row_and_a_second_one_makes_nothing(run):
     assert all(line.made == 0 for line in run_here(setting.recipe))
 
 
+@pytest.mark.slow
 def test_frames_lie_there_for_what_the_fold_reads_and_for_nothing_else(run):
     setting, _ = run
     store, fold = store_of(setting), setting.folds[FOLD]
@@ -126,6 +128,7 @@ def test_frames_lie_there_for_what_the_fold_reads_and_for_nothing_else(run):
     assert not frame_work(setting, job("ear"))
 
 
+@pytest.mark.slow
 def test_stored_frames_are_those_of_the_encoder_alone(run):
     """The chosen layer's hidden states as transformers gives them for a row without padding."""
     setting, _ = run
@@ -146,6 +149,7 @@ def test_stored_frames_are_those_of_the_encoder_alone(run):
         np.testing.assert_allclose(stored, hidden.numpy(), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heard", "both"])
 def test_frames_on_the_spot_give_the_answers_of_stored_ones(run, name):
     setting, _ = run
@@ -164,6 +168,7 @@ def test_frames_on_the_spot_give_the_answers_of_stored_ones(run, name):
     np.testing.assert_allclose(live.dimensions, stored.dimensions, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_what_the_encoder_heard_counts_for_who_reads_it(run):
     setting, _ = run
     fold = setting.folds[FOLD]
@@ -176,6 +181,7 @@ def test_what_the_encoder_heard_counts_for_who_reads_it(run):
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_that_heard_a_test_speaker_is_refused(run, tmp_path, monkeypatch):
     from ser import build, taught
 
@@ -195,6 +201,7 @@ def test_an_encoder_that_heard_a_test_speaker_is_refused(run, tmp_path, monkeypa
         build.gather_ingredients(setting, job("heard"), join())
 
 
+@pytest.mark.slow
 def test_a_unit_made_again_has_the_same_bytes(run):
     setting, _ = run
     rows = setting.folds[FOLD].test
@@ -206,6 +213,7 @@ def test_a_unit_made_again_has_the_same_bytes(run):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 def test_the_bill_is_what_the_files_take_and_a_full_disk_is_refused(run):
     setting, _ = run
     rows = np.sort(np.concatenate([setting.folds[FOLD].test, setting.folds[FOLD].dev]))
@@ -216,6 +224,7 @@ def test_the_bill_is_what_the_files_take_and_a_full_disk_is_refused(run):
         refuse_full_disk(setting, 10**18)
 
 
+@pytest.mark.slow
 def test_a_student_is_told_which_encoder_it_lacks(run, tmp_path):
     setting, _ = run
     folder = directory(setting.recipe, job("heard"))
@@ -236,6 +245,7 @@ def test_a_student_is_told_which_encoder_it_lacks(run, tmp_path):
         list(predict(str(alone), [str(wav)]))
 
 
+@pytest.mark.slow
 def test_conditions_are_heard_alike_and_made_again_when_they_change(run):
     setting, _ = run
     assert not due(setting)
@@ -264,6 +274,7 @@ def test_conditions_are_heard_alike_and_made_again_when_they_change(run):
         policy_of(open_setting(validate(Recipe, louder, where="test")), "snr5")
 
 
+@pytest.mark.slow
 def test_another_layer_makes_other_frames_and_trains_only_who_reads_them(run):
     from ser.job import identity
 
@@ -297,6 +308,7 @@ def test_what_the_recipe_refuses(tmp_path, change, match):
         validate(Recipe, values_of(tmp_path, "nowhere", models), where="test")
 
 
+@pytest.mark.slow
 def test_embeddings_of_unequal_sizes_need_a_projector(run):
     from ser.build import gather_ingredients
     from ser.distributed import join
@@ -309,6 +321,7 @@ def test_embeddings_of_unequal_sizes_need_a_projector(run):
         gather_ingredients(changed, job("distilled"), join())
 
 
+@pytest.mark.slow
 def test_a_pretrained_encoder_stays_as_it_is_and_is_unknown(run, tmp_path):
     transformers = pytest.importorskip("transformers")
     from ser.train import train

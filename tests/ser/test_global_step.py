@@ -166,6 +166,7 @@ def engine_gradients() -> dict[int, list[torch.Tensor]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers,accumulation", LAYOUTS)
 def test_plain_distributed_equals_one_batch(workers: int, accumulation: int):
     expected = big_batch_gradient(torch.float64)

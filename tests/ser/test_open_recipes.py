@@ -76,7 +76,7 @@ def test_one_fold_of_emodb_end_to_end(place, monkeypatch, corpora):
     pytest.importorskip("opensmile", reason="extra opensmile is not installed")
     monkeypatch.setenv("SER_CORPORA", str(corpora))
     recipe = load("open-emodb", place("ci"), "ci")
-    run(recipe, Display(quiet=True))
+    run(recipe, Display(quiet=True), alone=True)
     report = json.loads((recipe.directory / "report.json").read_text())
     assert report["order"] == ROWS and not report["incomplete"]
     assert (recipe.directory / "report.html").stat().st_size > 10_000
@@ -90,5 +90,5 @@ def test_one_fold_of_emodb_end_to_end(place, monkeypatch, corpora):
     assert told["unanswered"]["of"] == len(fold.test)
     assert any("openSMILE" in text for text in told["licences"]["own"])
     # Everything is there and valid: a second call makes nothing but the report.
-    again = run(recipe, Display(quiet=True))
+    again = run(recipe, Display(quiet=True), alone=True)
     assert all(line.made == 0 for line in again if line.stage not in ("evaluate", "report"))

@@ -16,6 +16,7 @@ LADDER = ("hubert", "distilhubert", "conv-large", "conv-small")
 ROWS = ["text", "speech", "prosody", "fused", "gated", *LADDER, *(f"{name}-alone" for name in LADDER)]
 
 
+@pytest.mark.slow
 def test_tiny_runs_whole(tmp_path):
     """300 utterances, one seed: every row of the table exists, with its size, work and speed."""
     places = [

@@ -205,6 +205,7 @@ def test_leaks_unknowns_and_what_is_missing_stand_out(run, tmp_path):
     assert "none of these voices was heard" not in page.words
 
 
+@pytest.mark.slow
 def test_every_row_says_where_its_settings_come_from(run, tmp_path):
     """Undeclared, chosen elsewhere, and with a test set in view: the last in red, in the row, the head and the summary."""
     other = fewer(run[1])
@@ -257,6 +258,7 @@ def test_a_legacy_run_shows_its_leaks(tmp_path):
     assert "CCC" not in page.words.split("Recipe, resolved")[0]
 
 
+@pytest.mark.slow
 def test_synthetic_speech_with_one_split_ceilings_and_views(tmp_path):
     """The generated corpus is called so, and its ceilings stand beside the numbers."""
     objective = fake_run.LABELS

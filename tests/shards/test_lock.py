@@ -164,6 +164,7 @@ pack(tiny.utterances(Path(sys.argv[1]), count=16), sys.argv[2], shard_seconds=4.
 """
 
 
+@pytest.mark.slow
 def test_two_packs_into_one_folder(tmp_path):
     """The second is refused and touches nothing; when the first is killed, it goes on where that one stopped."""
     out = tmp_path / "dataset"

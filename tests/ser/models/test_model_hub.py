@@ -285,6 +285,7 @@ def test_count_parameters_knows_what_trains(tiny, hubert):
     assert counts["trainable"] == 3 + 4 * 17 + 3 * 17 < counts["total"]
 
 
+@pytest.mark.slow
 def test_the_code_of_a_checkpoint_is_never_run_nor_asked_about(tmp_path):
     ran = tmp_path / "ran"
     folder = tmp_path / "evil"

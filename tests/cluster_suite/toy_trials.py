@@ -1,4 +1,4 @@
-"""Trials without a model: what a sweep starts, watches and kills, over in a moment. `python -m tests.cluster.toy_trials FOLDER
+"""Trials without a model: what a sweep starts, watches and kills, over in a moment. `python -m tests.cluster_suite.toy_trials FOLDER
 JSON` drives a sweep of them in a process of its own."""
 
 import json
@@ -86,7 +86,7 @@ def sweep_of(folder: Path, sweep: SweepConfig, how: dict[str, Any], **options: A
         sweep, "toys", folder, {"sweep": sweep.model_dump(mode="json", include={"space"})}, steps
     )
     options = {"say": lambda text: None, "so_far": so_far, "most": steps} | options
-    return Sweep(study, sweep, folder / "trials", prepare, "tests.cluster.toy_trials:main", **options)
+    return Sweep(study, sweep, folder / "trials", prepare, "tests.cluster_suite.toy_trials:main", **options)
 
 
 def runs(folder: Path) -> dict[int, list[list[str]]]:

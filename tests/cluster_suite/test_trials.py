@@ -1,6 +1,6 @@
 """cluster.sweep: no trial is lost or told twice, whatever is killed; what dies leaves nothing; resources are kept to.
 
-The trials are toys (`tests.cluster.toy_trials`); Ray, the study, the reapers and the kills are real.
+The trials are toys (`tests.cluster_suite.toy_trials`); Ray, the study, the reapers and the kills are real.
 """
 
 import json
@@ -19,7 +19,7 @@ from cluster import lease
 from cluster.session import Session
 from cluster.sweep import drive
 from shards.errors import UserError
-from tests.cluster import toy_trials as toys
+from tests.cluster_suite import toy_trials as toys
 from tests.conftest import ROOT
 from tests.launch.test_run import below, nothing_left
 
@@ -125,7 +125,7 @@ def spawn():
     started: list[subprocess.Popen] = []
 
     def start(folder: Path, told: dict, mark: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "tests.cluster.toy_trials", str(folder), json.dumps(told)]
+        command = [sys.executable, "-m", "tests.cluster_suite.toy_trials", str(folder), json.dumps(told)]
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"SER_TEST_MARK": mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,
