@@ -117,8 +117,9 @@ def _encoders_fit(recipe: "Recipe", name: str) -> None:
             )
         if model.cross_fit:
             raise ValueError(f"models.{name}.cross_fit: an encoder is heard by all copies; set it to 0")
+    either = {model.encoder_from, model.model.encoder if isinstance(model.model, ProbeConfig) else None}
     for other in model.needs:
-        if (recipe.models[other].role == "encoder") != (other in model.encoders):
+        if other not in either and (recipe.models[other].role == "encoder") != (other in model.encoders):
             raise ValueError(
                 f"models.{name} names {other}, "
                 + (
@@ -126,7 +127,7 @@ def _encoders_fit(recipe: "Recipe", name: str) -> None:
                     if other in model.encoders
                     else "an encoder, as something else"
                 )
-                + ": encoders are read as `streams`, other models as components or teachers"
+                + ": encoders are read as `streams`, probed or copied; other models are components or teachers"
             )
     if model.cross_fit and recipe.encoders_below(name):
         raise ValueError(
