@@ -287,15 +287,15 @@ def compute(recipe: Recipe, work: Work) -> Done:
     setting = open_setting(recipe)
     if work.teacher is None:
         return _features(setting, work)
+    if work.teacher.model not in work.rows:
+        from ser.layers import compute_layers  # imports this module
+
+        return compute_layers(setting, work)
     if recipe.models[work.teacher.model].role == "encoder":
         from ser.frames import compute_frames  # imports this module
 
         return compute_frames(setting, work)
-    if work.teacher.model in work.rows:
-        return _targets(setting, work)
-    from ser.layers import compute_layers  # imports this module
-
-    return compute_layers(setting, work)
+    return _targets(setting, work)
 
 
 @torch.inference_mode()
