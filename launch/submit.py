@@ -97,9 +97,9 @@ def submit(recipe: Recipe, profile: Profile, job: Job) -> Record:
     with ExitStack() as held:
         other = "wait for it"
         held.enter_context(hold(job.run / ".submit.lock", "this run is just being submitted", other))
+        _refuse_live(job, profile, where)
         with hold(job.run / ".lock", "a process works in this run directory", other):
             pass
-        _refuse_live(job, profile, where)
         job = replace(job, number=records.next_number(job.run))
         job.home.mkdir(parents=True)
         atomic.write(job.recipe, yaml.safe_dump(recipe.dump(), sort_keys=False))

@@ -52,12 +52,20 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
 def render(job: Job, profile: Profile) -> str:
     """The request and the list of what travels."""
     site, here = profile.ray, Path.cwd()
-    files = parcel.contents(here, site.ship, site.exclude, site.code, site.limit_mb)
+    files = _files(job, profile, here)
     own = [name for name, path in files.items() if path.is_relative_to(here)]
     said = [f"# to {site.address}; {len(files) + 1} files travel: {RECIPE}"]
     said += [f"#   {len(files) - len(own)} of the package's own code"] if site.code else []
     said += [f"#   {name}" for name in own]
     return "\n".join([*said, json.dumps(request(job, profile), indent=2)]) + "\n"
+
+
+def _files(job: Job, profile: Profile, here: Path) -> dict[str, Path]:
+    """What travels from `here`: never the run itself, wherever it lies."""
+    site, exclude = profile.ray, list(profile.ray.exclude)
+    if job.run.is_relative_to(here.resolve()):
+        exclude.append(str(job.run.relative_to(here.resolve())))
+    return parcel.contents(here, site.ship, exclude, site.code, site.limit_mb)
 
 
 def find(job: Job, profile: Profile) -> list[str]:
@@ -71,7 +79,7 @@ def find(job: Job, profile: Profile) -> list[str]:
 def apply(job: Job, text: str, profile: Profile) -> list[str]:
     """Pack what travels, send it, and start the job."""
     site = profile.ray
-    files = parcel.contents(Path.cwd(), site.ship, site.exclude, site.code, site.limit_mb)
+    files = _files(job, profile, Path.cwd())
     parcel.write(job.home / "package.zip", files, {RECIPE: job.recipe.read_text()})
     (job.home / "job.json").write_text(text)
     with _asking(site.model_dump()) as client:

@@ -52,7 +52,7 @@ def state(recipe: Path) -> str:
     return records.summary(record, look(record))[0]
 
 
-def ends(recipe: Path, seconds: float = 400) -> None:
+def ends(recipe: Path, seconds: float = 1200) -> None:
     """Wait for the end of a run's jobs."""
     end = time.monotonic() + seconds
     while state(recipe) in ("queued", "running", "unknown"):
@@ -62,8 +62,8 @@ def ends(recipe: Path, seconds: float = 400) -> None:
 
 def log(recipe: Path) -> str:
     """What the newest submission has printed."""
-    (*_, last) = sorted((recipe.parent / "run/submissions").glob("*/log.txt"))
-    return last.read_text()
+    (*_, last) = sorted((recipe.parent / "run/submissions").iterdir())
+    return "\n".join(path.read_text() for path in sorted(last.glob("log*.txt")))
 
 
 @pytest.fixture(scope="module")
