@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ class Owner:
 
     def __init__(self, store: Store, lasts: float = LASTS):
         self.store, self.lasts, self.number, self.before = store, lasts, 0, 0
+        self.token = uuid.uuid4().hex  # by which a claim whose answer was lost is known again
         self.since, self.renewed = time.strftime("%Y-%m-%d %H:%M:%S %z"), 0.0
         self.lost, self._end = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -140,6 +142,7 @@ class Owner:
             "start": started(os.getpid()),
             "place": place(),
             "since": self.since,
+            "token": self.token,
             "beat": beat,
         }
         return json.dumps(about | more, sort_keys=True).encode()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.config import conf
 
 from shards.errors import UserError
 
@@ -30,14 +31,14 @@ T = TypeVar("T")
 
 # Drivers are optional, so their exceptions are known by name (of the class or of one that it derives from).
 PASSING = {
-    "ConnectionError", "HTTPClientError", "ConnectionClosedError", "IncompleteReadError", "ResponseStreamingError", "ResponseParserError",
-    "ClientConnectionError", "ClientPayloadError", "IncompleteRead", "ServiceRequestError", "ServiceResponseError",
+    "ConnectionError", "HTTPClientError", "ConnectionClosedError", "IncompleteReadError", "ResponseStreamingError",
+    "ResponseParserError", "ClientConnectionError", "ClientPayloadError", "IncompleteRead", "ServiceRequestError", "ServiceResponseError",
     "ChecksumError",
 }  # fmt: skip
 PASSING_CODES = {
     "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "BandwidthLimitExceeded",
-    "ServiceUnavailable", "InternalError", "InternalFailure", "RequestTimeout", "RequestTimeoutException", "OperationAborted",
-    "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
+    "ServiceUnavailable", "InternalError", "InternalFailure", "RequestTimeout", "RequestTimeoutException",
+    "OperationAborted", "ConditionalRequestConflict", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch",
 }  # fmt: skip
 NONE = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound"}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
@@ -51,6 +52,7 @@ WRONG = {
 }
 NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 ADDRESS = {"InvalidBucketName"}
+EXISTS = {"PreconditionFailed", "BlobAlreadyExists"}  # the answer to a conditional write
 GIVEN = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or ~/.aws/credentials (aws configure)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
@@ -116,16 +118,17 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         )
     options: dict[str, Any] = {}
     if url.startswith(("s3://", "s3a://")):
-        given = fsspec.config.conf.get("s3", {}).get("config_kwargs") or {}
+        given = conf.get("s3", {}).get("config_kwargs") or {}
         options = {"config_kwargs": {"retries": {"total_max_attempts": 1}, **given}}
     try:
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        made: Any = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except (ValueError, ImportError) as error:
         raise UserError(
             f"cannot open this address: {said(error)}",
             where=url,
             hint="give a local folder, or install the driver of this protocol (s3fs for s3://, gcsfs for gs://, adlfs for az://)",
         ) from error
+    fs, path = made
     if hasattr(fs, "retries"):
         fs.retries = 1
     return fs, path
@@ -146,8 +149,10 @@ def passing(error: BaseException) -> bool:
 
 
 def refuse(error: BaseException, where: str) -> None:
-    """Raises a UserError where the user can mend it; else returns."""
+    """Raises a UserError where the user can mend it, FileExistsError where a conditional write found a file; else returns."""
     names, codes, statuses = _facts(error)
+    if codes & EXISTS or names & {"ResourceExistsError"} or 412 in statuses:
+        raise FileExistsError(where) from error
     given = GIVEN.get(where.split("://", 1)[0], "the environment, or the usual files of this store")
     again = "the same command goes on where it stopped"
     if codes & NO_BUCKET:

@@ -11,14 +11,14 @@ from shards.cache import scratch
 from shards.errors import UserError
 from shards.store import Store
 from tests import tiny
-from tests.faults import Kill, arm, heard_steps, patch, record_steps, same_training
+from tests.faults import Kill, arm, patch, record_steps, same_training
 from tests.object_store import KEYS, cloud
 from tests.processes import run_killed, run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LABELS = [{"loss": "cross_entropy"}]
 PLACE = "folds/session-ses0"
-STEPS = 8
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def machine(disk: Path) -> dict[str, str]:
 
 
 def work(
-    recipe: dict, env: dict[str, str], kill: Kill | None = None, record: str | None = None
+    recipe: dict, env: dict[str, str], until: str = "report", kill: Kill | None = None, record: str | None = None
 ) -> list[tuple[str, int]]:
-    """In a process: the whole recipe; each checkpoint is copied before the next step. Returns (stage, made)."""
+    """In a process: the recipe; each checkpoint is copied before the next step. Returns (stage, made)."""
     os.environ |= env
     from launch.display import Display
     from launch.run import run
@@ -98,29 +98,29 @@ def work(
         arm(kill)
     return [
         (line.stage, line.made)
-        for line in run(validate(Recipe, recipe, where="test"), Display(quiet=True), alone=True)
+        for line in run(validate(Recipe, recipe, where="test"), Display(quiet=True), until, alone=True)
     ]
 
 
 def test_killed_machines_are_followed_by_others_with_empty_disks(there, corpus, tmp_path, monkeypatch):
     """Bit-equal to an undisturbed run, dataset and targets too; what is in the bucket is not done again."""
     plain = values(there, corpus, "plain")
-    run_ranks(work, 1, plain, machine(tmp_path / "plain"), None)
+    run_ranks(work, 1, plain, machine(tmp_path / "plain"), "distill")
     troubled = values(there, corpus, "troubled")
     there.proxy.disturb(seed=5, share=0.1)
     dice = random.Random(7)
     kills = [
-        Kill("shards.store:Store.upload", dice.randrange(10, 20), "before"),
-        Kill("shards.store:Store.upload", dice.randrange(20, 30), "after"),
-        Kill("shards.mirror:Mirror._write_record", dice.randrange(6, 12), "before"),
+        Kill("shards.store:Store.upload", dice.randrange(12, 20), "before"),
+        Kill("shards.mirror:Mirror._write_record", dice.randrange(8, 14), "before"),
         Kill("shards.store:Store.delete", 2, "after"),
     ]
     for number, kill in enumerate(kills):
-        run_killed(work, 1, troubled, machine(tmp_path / f"disk-{number}"), kill, str(tmp_path / "heard"))
+        disk = machine(tmp_path / f"disk-{number}")
+        run_killed(work, 1, troubled, disk, "report", kill, str(tmp_path / "heard"))
     there.outage(0.2)
     there.proxy.disturb(seed=6, share=0.1)
     last = tmp_path / "last"
-    run_ranks(work, 1, troubled, machine(last), None, str(tmp_path / "heard"))
+    run_ranks(work, 1, troubled, machine(last), "report", None, str(tmp_path / "heard"))
     there.proxy.plan = iter(())
     assert sum(count for fault, count in there.proxy.seen.items() if fault != "none") > 20
 
@@ -140,12 +140,11 @@ def test_killed_machines_are_followed_by_others_with_empty_disks(there, corpus, 
     sets = [Store(one["data"]["path"]) for one in (plain, troubled)]
     shown = [{n: s.read(n) for n in s.list() if not n.startswith("runs/")} for s in sets]
     assert shown[0] == shown[1], "dataset, features and targets"
-    # both trainings' steps, each once but for those since the last copied checkpoint
-    done = sorted(step for part in tmp_path.glob("heard.*") for step in part.read_text().splitlines())
-    assert set(heard_steps(tmp_path / "heard")) == set(range(STEPS))
-    assert len(done) <= 2 * STEPS + 2 * len(kills) + 2
+    # two trainings; on each machine at most the steps since the last checkpoint that was copied are repeated
+    done = sum(len(part.read_text().splitlines()) for part in tmp_path.glob("heard.*"))
+    assert 2 * STEPS <= done <= 2 * STEPS + 2 * len(kills)
 
-    again = run_ranks(work, 1, troubled, machine(tmp_path / "again"), None)[0]
+    again = run_ranks(work, 1, troubled, machine(tmp_path / "again"))[0]
     assert sum(made for _, made in again) == 0, "another machine finds all of it made"
 
 
