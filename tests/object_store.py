@@ -1,13 +1,12 @@
 """A real S3 server in a process of its own, and a proxy before it that injects faults by a seeded list.
 
-The server is moto's. It holds its buckets in memory and writes every request down, so that one that was killed finds its
-state again when it is started anew.
+The server is moto's. It holds its buckets in memory; the proxy knows what it was told to keep, and tells it again when it is
+started after a kill.
 """
 
 import contextlib
 import http.client
 import multiprocessing
-import os
 import random
 import signal
 import socket
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,39 +39,36 @@ KEYS = {
 
 
 class Server:
-    """moto_server on loopback. `kill` is SIGKILL; `start` brings back what it held."""
+    """moto_server on loopback. `kill` is SIGKILL."""
 
-    def __init__(self, folder: Path):
-        self.port, self.log = free_port(), folder / "requests"
+    def __init__(self):
+        self.port = free_port()
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Start it and play back what it was asked so far."""
-        env = os.environ | {"MOTO_ENABLE_RECORDING": "1", "MOTO_RECORDER_FILEPATH": str(self.log)}
-        command = [
-            sys.executable,
-            "-c",
-            "from moto.server import main; main()",
-            "-H",
-            "127.0.0.1",
-            "-p",
-            str(self.port),
-        ]
+        """Start it, empty."""
+        command = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p"]
         self.process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, str(self.port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                break
+                return
             assert self.process.poll() is None and time.monotonic() < end, "the S3 server did not start"
             time.sleep(0.05)
-        if self.log.exists():
-            self.post("recorder/replay-recording")
 
-    def post(self, path: str, data: bytes = b"{}") -> None:
-        """One of moto's own calls."""
-        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/{path}", data, timeout=120).close()
+    def ask(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of its answer."""
+        there = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        try:
+            there.request(method, path, body, dict(headers))
+            found = there.getresponse()
+            return found.status, dict(found.getheaders()), found.read()
+        finally:
+            there.close()
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -91,8 +86,9 @@ class Proxy:
     come, one a request, None for none; after it there are none.
     """
 
-    def __init__(self, target: int):
+    def __init__(self, target: Server):
         self.target, self.port, self.plan = target, free_port(), iter(())
+        self.changes: list[tuple[str, str, bytes, dict[str, str]]] = []  # what the server was told to keep
         self.seen: Counter[str] = Counter()
         self.asked: list[tuple[str, str]] = []  # method and path of each request
         self.guard, self.server = threading.Lock(), None
@@ -163,19 +159,18 @@ class Proxy:
             status, code, message = ANSWERS[fault]
             text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'.encode()
             return _send(asked, status, {"Content-Type": "application/xml"}, text)
-        server = http.client.HTTPConnection("127.0.0.1", self.target, timeout=60)
+        headers = {name: value for name, value in asked.headers.items() if name.lower() != "expect"}
         try:
-            server.request(asked.command, asked.path, body, dict(asked.headers))
-            found = server.getresponse()
-            data, headers = found.read(), dict(found.getheaders())
+            found, told, data = self.target.ask(asked.command, asked.path, body, headers)
         except OSError:
             asked.close_connection = True
             return None
-        finally:
-            server.close()
+        if asked.command in ("PUT", "POST", "DELETE") and found < 300:
+            with self.guard:
+                self.changes.append((asked.command, asked.path, body, headers))
         if fault == "lost":
             return None
-        return _send(asked, found.status, headers, data, len(data) // 2 if fault == "cut" else None)
+        return _send(asked, found, told, data, len(data) // 2 if fault == "cut" else None)
 
 
 def _send(
@@ -200,10 +195,10 @@ def _send(
 class Cloud:
     """A server, its proxy and a bucket."""
 
-    def __init__(self, folder: Path):
-        self.server, self.bucket = Server(folder), "s3://speech"
+    def __init__(self):
+        self.server, self.bucket = Server(), "s3://speech"
         self.server.start()
-        self.proxy = Proxy(self.server.port)
+        self.proxy = Proxy(self.server)
         self.proxy.up()
 
     def outage(self, seconds: float) -> None:
@@ -212,6 +207,8 @@ class Cloud:
         self.server.kill()
         time.sleep(seconds)
         self.server.start()
+        for change in self.proxy.changes:
+            assert self.server.ask(*change)[0] < 300
         self.proxy.up()
 
 
@@ -220,7 +217,7 @@ def cloud(folder: Path) -> Iterator[Cloud]:
     """A running `Cloud`; the environment of this process and its children leads to it."""
     pytest.importorskip("moto")
     s3fs = pytest.importorskip("s3fs")
-    made = Cloud(folder)
+    made = Cloud()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             **KEYS,

@@ -229,13 +229,13 @@ def test_a_password_in_an_address_is_refused_and_not_repeated():
 def test_wrong_credentials_are_refused_at_once(there, monkeypatch):
     """The server itself looks at them from here on."""
     where = f"{there.bucket}/set"
-    there.server.post("reset-auth", b"0")
+    there.server.ask("POST", "/moto-api/reset-auth", b"0", {})
     try:
         s3fs.S3FileSystem.clear_instance_cache()
         text = refusal(lambda: Dataset.open(where))
         assert "does not accept these credentials (InvalidAccessKeyId)" in text and "AWS_PROFILE" in text
     finally:
-        there.server.post("reset-auth", b"1000000")
+        there.server.ask("POST", "/moto-api/reset-auth", b"1000000", {})
 
 
 def test_only_passing_faults_pass():
