@@ -63,7 +63,11 @@ def machine(disk: Path) -> dict[str, str]:
 
 
 def work(
-    recipe: dict, env: dict[str, str], until: str = "report", kill: Kill | None = None, record: str | None = None
+    recipe: dict,
+    env: dict[str, str],
+    until: str = "report",
+    kill: Kill | None = None,
+    record: str | None = None,
 ) -> list[tuple[str, int]]:
     """In a process: the recipe; each checkpoint is copied before the next step. Returns (stage, made)."""
     os.environ |= env
@@ -105,7 +109,7 @@ def work(
 def test_killed_machines_are_followed_by_others_with_empty_disks(there, corpus, tmp_path, monkeypatch):
     """Bit-equal to an undisturbed run, dataset and targets too; what is in the bucket is not done again."""
     plain = values(there, corpus, "plain")
-    run_ranks(work, 1, plain, machine(tmp_path / "plain"), "distill")
+    run_ranks(work, 1, plain, machine(tmp_path / "plain"), "distill", timeout=900)
     troubled = values(there, corpus, "troubled")
     there.proxy.disturb(seed=5, share=0.1)
     dice = random.Random(7)
@@ -116,11 +120,11 @@ def test_killed_machines_are_followed_by_others_with_empty_disks(there, corpus, 
     ]
     for number, kill in enumerate(kills):
         disk = machine(tmp_path / f"disk-{number}")
-        run_killed(work, 1, troubled, disk, "report", kill, str(tmp_path / "heard"))
+        run_killed(work, 1, troubled, disk, "report", kill, str(tmp_path / "heard"), timeout=900)
     there.outage(0.2)
     there.proxy.disturb(seed=6, share=0.1)
     last = tmp_path / "last"
-    run_ranks(work, 1, troubled, machine(last), "report", None, str(tmp_path / "heard"))
+    run_ranks(work, 1, troubled, machine(last), "report", None, str(tmp_path / "heard"), timeout=900)
     there.proxy.plan = iter(())
     assert sum(count for fault, count in there.proxy.seen.items() if fault != "none") > 20
 
@@ -144,7 +148,7 @@ def test_killed_machines_are_followed_by_others_with_empty_disks(there, corpus, 
     done = sum(len(part.read_text().splitlines()) for part in tmp_path.glob("heard.*"))
     assert 2 * STEPS <= done <= 2 * STEPS + 2 * len(kills)
 
-    again = run_ranks(work, 1, troubled, machine(tmp_path / "again"))[0]
+    again = run_ranks(work, 1, troubled, machine(tmp_path / "again"), timeout=900)[0]
     assert sum(made for _, made in again) == 0, "another machine finds all of it made"
 
 
@@ -159,7 +163,7 @@ def refused(recipe: dict, env: dict[str, str]) -> str:
 def test_two_machines_do_not_work_in_one_run(there, corpus, tmp_path):
     recipe = values(there, corpus, "shared")
     with mirror.mirrored(recipe["run_dir"], tmp_path / "mine", print, print, lambda: None):
-        text = run_ranks(refused, 1, recipe, machine(tmp_path / "other"))[0]
+        text = run_ranks(refused, 1, recipe, machine(tmp_path / "other"), timeout=900)[0]
     assert "another process works in this run directory" in text and f"process {os.getpid()} on " in text
 
 
