@@ -14,6 +14,8 @@ import time
 import uuid
 from pathlib import Path
 
+from shards.process import place, started
+
 NAME = "lease.json"
 RENEW, FENCE, LASTS = 5.0, 20.0, 45.0
 
@@ -25,7 +27,7 @@ class Lease:
         self.path = Path(folder) / NAME
         self.about = {
             "token": uuid.uuid4().hex,
-            **_place(),
+            **place(),
             "pid": os.getpid(),
             "start": started(os.getpid()),
         }
@@ -68,31 +70,12 @@ def alive(folder: str | os.PathLike) -> bool:
     about = read(folder)
     if about is None:
         return False
-    if {name: about.get(name) for name in _place()} == _place():
+    if {name: about.get(name) for name in place()} == place():
         return started(about["pid"]) == about["start"]
     try:
         return _now(Path(folder)) - (Path(folder) / NAME).stat().st_mtime < LASTS
     except FileNotFoundError:
         return False
-
-
-def started(pid: int) -> int | None:
-    """Start of a process in clock ticks since boot; None when there is no such process, or only its remains."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _place() -> dict[str, str]:
-    """Where process numbers mean the same: host, boot, and the container's own numbering."""
-    boot, numbering = "", ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        numbering = os.readlink("/proc/self/ns/pid")
-    return {"host": os.uname().nodename, "boot": boot, "numbering": numbering}
 
 
 def _now(folder: Path) -> float:

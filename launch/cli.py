@@ -52,11 +52,9 @@ def _run(
     except KeyboardInterrupt:  # typer would end without a word
         typer.echo("interrupted; run the same command to go on", err=True)
         raise typer.Exit(130) from None
-    display.table(
-        f"{recipe.name} ({recipe.directory})", ["stage", "made", "kept", "seconds", ""], table(lines)
-    )
+    display.table(f"{recipe.name} ({recipe.address})", ["stage", "made", "kept", "seconds", ""], table(lines))
     if until == "report" and fold is None:
-        display.say(f"report: {(recipe.directory / 'report.html').resolve()}")
+        display.say(f"report: {recipe.address}/report.html")
 
 
 @app.command()

@@ -6,7 +6,7 @@ are those of a whole run. `ser run RECIPE --until features` comes first, `ser ru
 
 from launch.display import Display
 from ser import pin
-from ser.recipe import Recipe
+from ser.recipe import Recipe, refuse_remote
 from shards.errors import UserError
 from shards.lock import hold
 
@@ -17,6 +17,7 @@ def run_fold(recipe: Recipe, fold: str, display: Display) -> list:
     Raises:
         UserError: The run is not prepared, there is no such fold, or another process does it.
     """
+    refuse_remote(recipe, "single folds share a run directory")
     from launch.run import Runner, feature_stage, model_stages
     from ser.setting import open_setting
 

@@ -47,7 +47,7 @@ def submit(
     record = submitting.submit(found, site, job)
     typer.echo(f"submitted {record.name} to {record.target}: {', '.join(record.ids)}")
     typer.echo(
-        f"next: ser status {found.directory}, ser logs --follow {found.directory}, ser cancel {found.directory}"
+        f"next: ser status {found.records}, ser logs --follow {found.records}, ser cancel {found.records}"
     )
 
 

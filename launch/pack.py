@@ -10,6 +10,7 @@ from ser import pin
 from ser.exposure import Exposure, who_heard
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.store import Store
 
 SHARD_SECONDS = 3600.0
 
@@ -170,14 +171,21 @@ def list_who_heard(url: str, speaker: str, folders: list[Path], display: Display
             hint=f"did you mean {', '.join(near)}?" if near else "speakers are CORPUS/SPEAKER",
         )
     runs = pin.registered(dataset.store)
-    here = list(dict.fromkeys(path.resolve() for path in [*(run for run, _ in runs), *folders]))
+    named = [Path(run) for run, _ in runs if "://" not in run]
+    here = list(dict.fromkeys(path.resolve() for path in [*named, *folders]))
     searched = [path for path in here if path.is_dir()]
+    away = list(dict.fromkeys(run for run, _ in runs if "://" in run))
     found: dict[str, Exposure] = {}
     for folder in searched:
         for path in sorted(folder.glob("**/model.json")):
             _note(found, f"model {path.parent}", path.read_bytes(), "meta")
         for path in sorted(folder.glob("**/ser.json")):
             _note(found, f"export {path.parent}", path.read_bytes(), "meta")
+    for store in map(Store, away):
+        for name in store.list():
+            if name.endswith(("/model.json", "/ser.json")):
+                what = "export" if name.endswith("/ser.json") else "model"
+                _note(found, f"{what} {store.url}/{name.rpartition('/')[0]}", store.read(name), "meta")
     names = [name for name in dataset.store.list("targets") if name.endswith("/targets.json")]
     for name in names:
         _note(
@@ -195,9 +203,9 @@ def list_who_heard(url: str, speaker: str, folders: list[Path], display: Display
     if not heard:
         display.say("  nothing that was searched")
     display.say(
-        f"searched: {len(names)} sets of targets; models in {', '.join(map(str, searched)) or 'no folder'}"
+        f"searched: {len(names)} sets of targets; models in {', '.join(map(str, [*searched, *away])) or 'no folder'}"
     )
-    hosts = {run.resolve(): host for run, host in runs}
+    hosts = {Path(run).resolve(): host for run, host in runs if "://" not in run}
     lost = [
         f"{path} (of host {hosts[path]})" if path in hosts else str(path)
         for path in here

@@ -73,6 +73,13 @@ class Job:
         """The recipe as submitted."""
         return self.home / "recipe.yaml"
 
+    @property
+    def outcome(self) -> str:
+        """Where the job writes what became of it: in the run directory, or, of a run in an object store, on its machine."""
+        if "://" in self.there:
+            return f"/tmp/{self.name}-{self.number:04d}/outcome.json"
+        return f"{self.there}/{FOLDER}/{self.number:04d}/outcome.json"
+
     def command(self, recipe: str | None = None, *more: str) -> list[str]:
         """The `ser` command of the job; `recipe` where it is not in the run directory."""
         filled = [a.replace("{recipe}", recipe or str(self.recipe)) for a in self.arguments]
@@ -109,7 +116,7 @@ class Record:
         return Path(self.run) / FOLDER / f"{self.number:04d}"
 
 
-def job_name(recipe_name: str, run: Path) -> str:
+def job_name(recipe_name: str, run: Path | str) -> str:
     """ser-NAME-xxxxxxxx: the same for every submission of a run directory, short enough for a RayJob (47 characters)."""
     plain = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")[:34].strip("-") or "run"
     return f"ser-{plain}-{hashlib.sha256(str(run).encode()).hexdigest()[:8]}"

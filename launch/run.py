@@ -6,6 +6,7 @@ a second call ends in seconds and a killed one goes on. Ray is started only when
 
 import json
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ from shards import manifest, transcripts
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.lock import hold
+from shards.mirror import mirrored
 from shards.store import Store
 
 STAGES = ("pack", "features", "train", "targets", "distill", "evaluate", "report")
@@ -72,6 +74,10 @@ def run(
     runner = Runner(recipe, display, alone, but)
     last = STAGES.index(until)
     with runner.stack:
+        if last > 0 and recipe.is_remote:
+            runner.mirror = runner.stack.enter_context(
+                mirrored(recipe.address, recipe.directory, display.say, display.warn, interrupt_main)
+            )
         if last > 0:
             other = "give this one a directory of its own (run_dir=FOLDER)"
             lock = hold(recipe.directory / ".lock", "another process works in this run directory", other)

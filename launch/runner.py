@@ -1,5 +1,6 @@
 """State of one `ser run`: its recipe, what is shown, Ray once it is needed, and the lines of the closing table."""
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from typing import Any
 from cluster.here import Here
 from launch.display import Display
 from ser.recipe import Recipe
+from shards.errors import UserError
+from shards.mirror import Mirror
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Runner:
     but: frozenset[str] = frozenset()
     lines: list[Line] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
+    mirror: Mirror | None = None  # of a run in an object store
     _session: Any = None
 
     def session(self) -> Any:
@@ -48,9 +52,13 @@ class Runner:
                 if self.recipe.cluster.address is None
                 else f"joining Ray at {self.recipe.cluster.address}"
             )
+            # Workers see the folder that this process works in, whatever their own environment says.
+            env = {"SER_SCRATCH": str(self.recipe.directory.parent)} if self.recipe.is_remote else {}
             self._session = self.stack.enter_context(
-                Session(self.recipe.cluster.address, self.recipe.cluster.cpus)
+                Session(self.recipe.cluster.address, self.recipe.cluster.cpus, env=env)
             )
+            if self.recipe.is_remote:
+                refuse_strangers(self.recipe)
         return self._session
 
     def workers(self) -> int:
@@ -64,5 +72,24 @@ class Runner:
         return max(1, int(min(by_cpu, by_gpu)))
 
     def record(self, stage: str, made: int, kept: int, began: float, note: str = "") -> None:
-        """Add a line to the closing table."""
+        """Add a line to the closing table; what it tells of is in the object store by then, if the run is."""
+        if self.mirror is not None and made:
+            self.mirror.push()
         self.lines.append(Line(stage, made, kept, time.perf_counter() - began, note))
+
+
+def refuse_strangers(recipe: Recipe) -> None:
+    """Refuse a cluster whose other machines cannot see the folder that a run in an object store is worked on in.
+
+    Raises:
+        UserError: There are other machines, and nobody said that the folder is shared.
+    """
+    import ray
+
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if hosts - {os.uname().nodename} and not os.environ.get("SER_SCRATCH"):
+        raise UserError(
+            f"this cluster has {len(hosts)} machines, and the run's working folder is on one of them",
+            where=f"{recipe.run_dir}: {recipe.directory}",
+            hint="export SER_SCRATCH=FOLDER, one that all of them share; or use one machine",
+        )

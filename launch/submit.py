@@ -51,7 +51,7 @@ def make_job(
     """
     folder = profile.folder or os.getcwd()
     base = Path(folder) if Path(folder).is_dir() else Path.cwd()
-    run = (base / recipe.directory).absolute()
+    run = (base / recipe.records).absolute()
     here = profile.to in ("local", "slurm")  # the same folders as on this machine
     if profile.to != "slurm" and (folds or only):
         raise UserError(
@@ -71,9 +71,10 @@ def make_job(
         arguments += ("cluster.address=auto",)
     training = _training(recipe, only) if only else None
     return Job(
-        name=records.job_name(recipe.name, run), run=run, number=records.next_number(run), folder=folder,
+        name=records.job_name(recipe.name, recipe.address if recipe.is_remote else run), run=run, number=records.next_number(run), folder=folder,
         python=profile.python or (sys.executable if here else "python"), arguments=arguments,
-        there=str(run) if here else f"{PurePosixPath(folder) / recipe.directory}", folds=fold_names(recipe) if folds else (),
+        there=recipe.address if recipe.is_remote else str(run) if here else f"{PurePosixPath(folder) / recipe.directory}",
+        folds=fold_names(recipe) if folds else (),
         training=training,
     )  # fmt: skip
 
@@ -170,11 +171,11 @@ def find(name: str, variant: str | None = None) -> Record:
     from ser.recipe import load
 
     recipe = load(name, (), variant)
-    record = records.read(recipe.directory)
+    record = records.read(recipe.records)
     if record is None:
         raise UserError(
             "this run was never submitted",
-            where=str(recipe.directory.absolute()),
+            where=str(recipe.records.absolute()),
             hint=f"ser submit {name} --to {' | '.join(profiles.TARGETS)}; or name its directory",
         )
     return record

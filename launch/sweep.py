@@ -16,7 +16,7 @@ from launch.display import Display
 from launch.run import run
 from launch.study import Study
 from ser.evaluate import plain
-from ser.recipe import Recipe
+from ser.recipe import Recipe, refuse_remote
 from ser.setting import open_setting
 from ser.space import check_space, told, touched
 from ser.sweep import SweepConfig
@@ -53,6 +53,7 @@ def sweep(recipe: Recipe, display: Display) -> Path:
             hint="pip install 'ser-distill[cluster]'",
         )
     check_space(recipe)
+    refuse_remote(recipe, "a study is a file of the run directory")
     folder = recipe.directory / "sweep"
     other = "give this one a directory of its own (run_dir=FOLDER)"
     with (

@@ -65,8 +65,7 @@ def ray_job(job: Job, profile: Profile) -> dict[str, Any]:
 
 def entrypoint(job: Job, profile: Profile) -> str:
     """What the head runs."""
-    outcome = f"{job.there}/submissions/{job.number:04d}/outcome.json"
-    run = shlex.join([job.python, "-m", "launch.supervise", outcome, *job.command(RECIPE)])
+    run = shlex.join([job.python, "-m", "launch.supervise", job.outcome, *job.command(RECIPE)])
     return " && ".join([f"cd {shlex.quote(job.folder)}", *profile.setup, f"exec {run}"])
 
 

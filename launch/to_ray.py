@@ -29,12 +29,11 @@ _OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # each would replace th
 
 def request(job: Job, profile: Profile) -> dict[str, Any]:
     """What is sent, but for the package itself."""
-    outcome = f"{job.there}/submissions/{job.number:04d}/outcome.json"
     run = job.command(f"$package/{RECIPE}")
     # Joined by hand: $package is for the shell there.
     words = [f'"{word}"' if word.startswith("$package") else shlex.quote(word) for word in run]
     steps = ['package="$PWD"', 'export PYTHONPATH="$PWD:${PYTHONPATH:-}"', f"cd {shlex.quote(job.folder)}"]
-    start = f"exec {shlex.quote(job.python)} -m launch.supervise {shlex.quote(outcome)} {' '.join(words)}"
+    start = f"exec {shlex.quote(job.python)} -m launch.supervise {shlex.quote(job.outcome)} {' '.join(words)}"
     # The recipe's own variables may differ from the job's; those of the workers win.
     env = {
         **profile.environment,

@@ -71,8 +71,7 @@ def task(job: Job, profile: Profile) -> dict[str, Any]:
 
 def script(job: Job, profile: Profile) -> str:
     """What every machine runs: Ray on all, the recipe on the first."""
-    outcome = f"{job.there}/submissions/{job.number:04d}/outcome.json"
-    run = shlex.join([job.python, "-m", "launch.supervise", outcome, *job.command(RECIPE)])
+    run = shlex.join([job.python, "-m", "launch.supervise", job.outcome, *job.command(RECIPE)])
     return _RUN.format(
         folder=shlex.quote(job.folder), setup="".join(f"{line}\n" for line in profile.setup), port=PORT,
         python=shlex.quote(job.python), run=run,

@@ -8,7 +8,7 @@ import sys
 
 from ser.job import Job
 from ser.pin import refuse_withdrawn
-from ser.recipe import load
+from ser.recipe import load, refuse_remote
 from ser.stopping import EXIT_CODE, Stopped
 from ser.train import train
 from shards.errors import UserError
@@ -25,6 +25,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         recipe = load(arguments.recipe, arguments.overrides)
+        refuse_remote(recipe, "a training by itself copies nothing to an object store")
         refuse_withdrawn(recipe)
         folder = train(recipe, Job(arguments.fold, arguments.model, arguments.seed))
     except UserError as error:

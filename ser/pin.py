@@ -12,7 +12,6 @@ heard a speaker finds their models.
 import hashlib
 import json
 import socket
-from pathlib import Path
 from typing import Any
 
 from ser.checkpoint import write_json
@@ -101,7 +100,7 @@ def _why_move(recipe: Recipe, pin: dict[str, Any], meta: dict[str, Any]) -> str:
 
 def register(recipe: Recipe) -> None:
     """Tell the dataset where this run lies."""
-    run = str(recipe.directory.resolve())
+    run = recipe.address
     name = f"runs/{hashlib.sha256(run.encode()).hexdigest()[:16]}.json"
     store = Store(recipe.data.path)
     if not store.exists(name):
@@ -109,7 +108,7 @@ def register(recipe: Recipe) -> None:
         store.put(name, json.dumps(about, indent=1, sort_keys=True).encode())
 
 
-def registered(store: Store) -> list[tuple[Path, str]]:
-    """(directory, host) of every run that has read this dataset."""
+def registered(store: Store) -> list[tuple[str, str]]:
+    """(directory or address, host) of every run that has read this dataset."""
     found = [json.loads(store.read(name)) for name in store.list("runs") if name.endswith(".json")]
-    return [(Path(one["run"]), str(one["host"])) for one in found]
+    return [(str(one["run"]), str(one["host"])) for one in found]

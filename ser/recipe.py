@@ -22,6 +22,8 @@ from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.truth import FIELD
 from ser.values import expand
 from shards import corpora
+from shards.cache import scratch
+from shards.errors import UserError
 from shards.utterance import Utterance
 
 __all__ = [
@@ -303,12 +305,37 @@ class Recipe(Strict):
 
     @property
     def directory(self) -> Path:
-        """The run directory."""
-        return Path(self.run_dir or f"runs/{self.name}")
+        """The run directory; of a run in an object store, the folder on this machine that is kept there (`shards.mirror`)."""
+        return scratch(self.run_dir) if self.is_remote else Path(self.run_dir or f"runs/{self.name}")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the run lies in an object store."""
+        return "://" in self.run_dir
+
+    @property
+    def records(self) -> Path:
+        """Where this machine keeps what it knows of the run's submissions."""
+        return Path(f"runs/{self.name}") if self.is_remote else self.directory
+
+    @property
+    def address(self) -> str:
+        """The run directory as others find it."""
+        return self.run_dir.rstrip("/") if self.is_remote else str(self.directory.resolve())
 
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain values."""
         return self.model_dump(mode="json")
+
+
+def refuse_remote(recipe: Recipe, why: str) -> None:
+    """Raises a UserError where the run lies in an object store, for what needs a folder."""
+    if recipe.is_remote:
+        raise UserError(
+            f"this needs a run directory on a file system: {why}",
+            where=f"run_dir: {recipe.run_dir}",
+            hint="give a folder (run_dir=FOLDER), or ser run the whole recipe",
+        )
 
 
 def load(name: str, overrides: list[str] | tuple[str, ...] = (), variant: str | None = None) -> Recipe:

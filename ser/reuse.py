@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ser.job import Job, directory, identity, read_identity
 from ser.setting import Setting
+from shards.errors import UserError
 
 
 def adopt(setting: Setting, job: Job, runs: Sequence[str]) -> bool:
@@ -23,6 +24,12 @@ def adopt(setting: Setting, job: Job, runs: Sequence[str]) -> bool:
         return False
     wanted = identity(setting, job)
     for run in runs:
+        if "://" in run:
+            raise UserError(
+                "finished trainings are taken from folders",
+                where=f"reuse: {run}",
+                hint="copy that run to a folder first",
+            )
         theirs = Path(run) / folder.relative_to(setting.recipe.directory)
         if (theirs / "DONE").is_file() and read_identity(theirs) == wanted:
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ Gives up: more than 16 bits, more than one channel (they are averaged), levels a
 
 import io
 import os
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -122,15 +122,19 @@ def to_mono_16k(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def load(utterance: Utterance, max_seconds: float = MAX_SECONDS) -> np.ndarray:
-    """The utterance's audio, cut, mono, 16 kHz: float32 (n,). Raises BadAudio. URLs are opened through fsspec."""
+    """The utterance's audio, cut, mono, 16 kHz: float32 (n,). Raises BadAudio.
+
+    A URL is fetched whole first, because a fault of the network inside the decoder would look like broken audio.
+
+    Raises:
+        UserError: The object store cannot be reached or refuses.
+    """
     if "://" in utterance.audio:
-        import fsspec  # only remote corpora need it
+        from shards.store import opened  # only remote corpora need it
 
         try:
-            with fsspec.open(utterance.audio, "rb") as file:
-                remote: Any = file
-                samples, rate = decode(remote, utterance.start, utterance.end, max_seconds)
-        except (OSError, ValueError, ImportError) as error:
+            samples, rate = decode(opened(utterance.audio), utterance.start, utterance.end, max_seconds)
+        except FileNotFoundError as error:
             raise BadAudio("unreadable", _one_line(error)) from error
     else:
         samples, rate = decode(utterance.audio, utterance.start, utterance.end, max_seconds)

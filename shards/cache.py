@@ -7,6 +7,7 @@ so it holds for up to 8 writing processes and grows by 1/64 for each further one
 machines share.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -32,6 +33,15 @@ def default_directory() -> Path:
     except OSError:
         pass
     return Path(tempfile.gettempdir()) / f"ser-cache-{os.getuid()}"
+
+
+def scratch(url: str) -> Path:
+    """Where the run at `url` is worked on: `$SER_SCRATCH/NAME-HASH`, else beside the cache folder."""
+    named = os.environ.get("SER_SCRATCH")
+    beside = default_directory()
+    base = Path(named) if named else beside.with_name(beside.name + "-runs")
+    url = url.rstrip("/")
+    return (base / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}").absolute()
 
 
 def default_limit() -> int:

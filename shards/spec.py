@@ -17,6 +17,7 @@ import soundfile
 from shards.audio import MAX_SECONDS
 from shards.errors import UserError
 from shards.index import FORMAT, canonical, facts
+from shards.store import Store, opened
 from shards.utterance import Utterance
 
 SHARD_SECONDS = 3600.0
@@ -135,10 +136,7 @@ def where(utterance: Utterance) -> str:
 def _size(audio: str) -> int:
     try:
         if "://" in audio:
-            import fsspec  # only remote corpora need it
-
-            fs, path = fsspec.core.url_to_fs(audio)
-            return int(fs.size(path) or 0)
+            return Store(audio).size("")
         return os.stat(audio).st_size
     except (OSError, ValueError, ImportError):
         return -1  # it will be quarantined with the proper reason when it is read
@@ -157,13 +155,7 @@ def _seconds(utterance: Utterance, lengths: dict[str, float]) -> float:
 
 def _header_seconds(audio: str) -> float:
     try:
-        if "://" in audio:
-            import fsspec  # only remote corpora need it
-
-            with fsspec.open(audio, "rb") as file:
-                info = soundfile.info(file)  # pyright: ignore[reportArgumentType]  # stub of fsspec: a list
-        else:
-            info = soundfile.info(audio)
+        info = soundfile.info(opened(audio) if "://" in audio else audio)
         return info.frames / info.samplerate
     except (OSError, RuntimeError, ValueError, ImportError):
         return 0.0

@@ -3,24 +3,27 @@
 Guarantees: `put` and `create` publish a file whole or not at all (local: temporary name, sync, rename, sync of the folder;
 elsewhere one PUT), also under SIGKILL and on a full disk; `list` never shows unfinished files; nothing here trusts a
 listing cache. Remote ranges of a named version are read in blocks of 4 MiB, neighbours in one request, and kept in the bounded
-local cache. A Store can be pickled and used after fork.
-Gives up: two writers of one name are not arbitrated, the last one wins. Credentials and endpoints come from the
-environment (AWS_ENDPOINT_URL, AWS_*, FSSPEC_*), never from recipes or datasets.
+local cache. Remote calls are tried again while a fault may pass (`shards.remote`). A Store can be pickled and used after fork.
+Gives up: two writers of one name are not arbitrated, the last one wins, but for `claim`. Credentials and endpoints come from
+the environment (AWS_ENDPOINT_URL, AWS_*, FSSPEC_*) and the drivers' usual files, never from recipes or datasets.
 """
 
 import hashlib
+import io
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
 from shards import atomic
 from shards.cache import Cache
-from shards.errors import UserError
+from shards.remote import connect, persist
 
+T = TypeVar("T")
 BLOCK = 4 << 20
 SPAN = 32 << 20  # bytes asked for in one request, at most
 GAP = 256 << 10  # uncached remote ranges closer than this are fetched as one
@@ -34,7 +37,7 @@ class Store:
         cache: Where remote bytes are kept; default the machine's (`$SER_CACHE`, `$SER_CACHE_BYTES`).
 
     Raises:
-        UserError: The URL's protocol is unknown or its driver is not installed.
+        UserError: The URL's protocol is unknown, its driver is not installed, or a password stands in it.
     """
 
     def __init__(self, url: str | os.PathLike, cache: Cache | None = None):
@@ -47,7 +50,7 @@ class Store:
         if self.is_local:
             self.root = os.path.abspath(self.url.split("://", 1)[-1])
         else:
-            _, self.root = self._open()
+            _, self.root = connect(self.url)
 
     def __getstate__(self):
         return {"url": self.url, "directory": self.cache.directory, "limit": self.cache.limit}
@@ -62,22 +65,16 @@ class Store:
         """Full path of a name, as its file system spells it."""
         return f"{self.root}/{name}" if name else self.root
 
-    def _open(self):
-        try:
-            return fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise UserError(
-                f"cannot open this address: {error}",
-                where=self.url,
-                hint="give a local folder, or install the driver of this protocol (s3fs for s3://, gcsfs for gs://)",
-            ) from error
-
     @property
     def fs(self) -> fsspec.AbstractFileSystem:
         """The file system, opened anew in each process: async drivers do not survive a fork."""
         if self._fs is None or self._pid != os.getpid():
-            self._fs, self._pid = self._open()[0], os.getpid()
+            self._fs, self._pid = connect(self.url)[0], os.getpid()
         return self._fs
+
+    def _ask(self, call: Callable[[Any], T]) -> T:
+        """What the remote file system says, asked again while a fault may pass."""
+        return persist(lambda: call(self.fs), self.url)
 
     # Reading
 
@@ -86,7 +83,7 @@ class Store:
         if self.is_local:
             with open(self.path(name), "rb") as file:
                 return file.read()
-        return self.fs.cat_file(self.path(name))  # pyright: ignore[reportReturnType]  # its stub allows text
+        return self._ask(lambda fs: fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, offset: int, size: int, version: str | None = None) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends before that."""
@@ -129,15 +126,21 @@ class Store:
         ]
 
     def _fetch(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        wanted = [i for i, (start, stop) in enumerate(spans) if stop > start]
-        found = [b""] * len(spans)
-        if wanted:
-            path = self.path(name)
-            starts, stops = [spans[i][0] for i in wanted], [spans[i][1] for i in wanted]
-            for i, data in zip(
-                wanted, self.fs.cat_ranges([path] * len(wanted), starts, stops, on_error="raise")
-            ):
-                found[i] = data
+        found: list[Any] = [None if stop > start else b"" for start, stop in spans]
+
+        def ask(fs: fsspec.AbstractFileSystem) -> None:
+            """Only what is still missing: of many ranges some always meet the fault."""
+            due = [i for i, data in enumerate(found) if data is None]
+            starts, stops = [spans[i][0] for i in due], [spans[i][1] for i in due]
+            got = fs.cat_ranges([self.path(name)] * len(due), starts, stops, on_error="return")
+            for i, data in zip(due, got):
+                found[i] = data if isinstance(data, bytes) else None
+            for data in got:
+                if isinstance(data, BaseException):
+                    raise data
+
+        if None in found:
+            self._ask(ask)
         return found
 
     def _read_blocks(self, name: str, ranges: Sequence[tuple[int, int]], version: str) -> list[bytes]:
@@ -211,10 +214,10 @@ class Store:
             path = self.path(name)
             os.stat(path)
             return path
-        info = self.fs.info(self.path(name))
+        info = self._ask(lambda fs: fs.info(self.path(name)))
         entry = self._cache_name(name, _state(info))
         return self.cache.get(entry) or self.cache.fill(
-            entry, info["size"], lambda path: self.fs.get_file(self.path(name), path)
+            entry, info["size"], lambda path: self._ask(lambda fs: fs.get_file(self.path(name), path))
         )
 
     @contextmanager
@@ -226,20 +229,31 @@ class Store:
             return
         with tempfile.TemporaryDirectory(prefix="ser-copy-") as folder:
             path = os.path.join(folder, "copy")
-            self.fs.get_file(self.path(name), path)
+            self.get(name, path)
             yield path
+
+    def get(self, name: str, path: str | os.PathLike) -> None:
+        """Copies a file as it is now to a local path; not atomic there. Raises FileNotFoundError."""
+        if self.is_local:
+            shutil.copyfile(self.path(name), path)
+        else:
+            self._ask(lambda fs: fs.get_file(self.path(name), os.fspath(path)))
 
     def exists(self, name: str) -> bool:
         """True where a file of this name stands."""
         if self.is_local:
             return os.path.isfile(self.path(name))
-        return self.fs.isfile(self.path(name))
+        try:
+            # Not `isfile`, which takes any failure for a no.
+            return self._ask(lambda fs: fs.info(self.path(name)))["type"] == "file"
+        except FileNotFoundError:
+            return False
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
         if self.is_local:
             return os.stat(self.path(name)).st_size
-        return self.fs.info(self.path(name))["size"]
+        return self._ask(lambda fs: fs.info(self.path(name)))["size"]
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names of the finished files in folder `prefix` and below; empty where there is no such folder."""
@@ -247,7 +261,7 @@ class Store:
         if self.is_local:
             found = [os.path.join(at, file) for at, _, files in os.walk(top) for file in files]
         else:
-            found = self.fs.find(top) if self.fs.exists(top) else []
+            found = self._ask(lambda fs: fs.find(top) if fs.exists(top) else [])
         names = (str(path)[len(self.root) + 1 :] for path in found)
         return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(atomic.TEMPORARY))
 
@@ -259,7 +273,30 @@ class Store:
             with self.create(name) as file:
                 file.write(data)
         else:
-            self.fs.pipe_file(self.path(name), data)
+            self._ask(lambda fs: fs.pipe_file(self.path(name), data))
+
+    def upload(self, path: str | os.PathLike, name: str) -> None:
+        """Stores a local file whole."""
+        if self.is_local:
+            with atomic.replacing(self.path(name)) as temporary:
+                shutil.copyfile(path, temporary)
+        else:
+            self._ask(lambda fs: fs.put_file(os.fspath(path), self.path(name)))
+
+    def claim(self, name: str, data: bytes) -> bool:
+        """Stores a file where there is none; False where there is. Of all that try at once, one succeeds.
+
+        `data` must be the caller's own: it tells whether a claim whose answer was lost had succeeded.
+        """
+        try:
+            if self.is_local:
+                with open(self.path(name), "xb") as file:
+                    file.write(data)
+            else:
+                self._ask(lambda fs: fs.pipe_file(self.path(name), data, mode="create"))
+            return True
+        except FileExistsError:
+            return not self.is_local and self.read(name) == data
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
@@ -278,7 +315,7 @@ class Store:
             try:
                 with open(temporary, "wb") as file:
                     yield file
-                self.fs.put_file(temporary, path)
+                self._ask(lambda fs: fs.put_file(temporary, path))
             except OSError as error:
                 atomic.raise_if_full(error, path)
                 raise
@@ -289,7 +326,7 @@ class Store:
             if self.is_local:
                 os.unlink(self.path(name))
             else:
-                self.fs.rm_file(self.path(name))
+                self._ask(lambda fs: fs.rm_file(self.path(name)))
         except FileNotFoundError:
             pass
 
@@ -297,7 +334,9 @@ class Store:
         """Drops what this machine's cache holds of one version of a file; by default what `local` keeps of it now."""
         if not self.is_local:
             try:
-                version = _state(self.fs.info(self.path(name))) if version is None else version
+                version = (
+                    _state(self._ask(lambda fs: fs.info(self.path(name)))) if version is None else version
+                )
             except FileNotFoundError:
                 return
             self.cache.drop(self._cache_name(name, version))
@@ -311,3 +350,14 @@ class Store:
 def _state(info: dict) -> str:
     """What tells one content of a remote file from the next."""
     return "|".join(str(info.get(k)) for k in ("size", "ETag", "etag", "mtime", "LastModified", "generation"))
+
+
+def opened(url: str) -> str | BinaryIO:
+    """One remote file to read: a cached copy's path, or its bytes where the cache is too small.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UserError: The store cannot be reached or refuses.
+    """
+    store = Store(url)
+    return store.local("") or io.BytesIO(store.read(""))

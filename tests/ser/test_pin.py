@@ -92,8 +92,8 @@ def test_a_dataset_knows_its_runs(dataset, tmp_path):
     for name in ("run", "run", "other"):
         pin.register(recipe(tmp_path, dataset, run_dir=str(tmp_path / name)))
     assert sorted(path for path, _ in pin.registered(Store(dataset))) == [
-        tmp_path / "other",
-        tmp_path / "run",
+        str(tmp_path / "other"),
+        str(tmp_path / "run"),
     ]
     assert all(json.loads(p.read_text())["host"] for p in Path(dataset, "runs").iterdir())
     withdraw(dataset, "tiny/s3")

@@ -1,0 +1,345 @@
+"""shards.mirror and shards.owner: whatever moment the copying stops at, another machine can go on; one owner at a time."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shards import mirror as mirroring
+from shards import owner as owning
+from shards.errors import UserError
+from shards.mirror import Mirror, kind, mirrored, plan, scan, stamp_of
+from shards.owner import Owner
+from shards.store import Store
+
+
+class Run:
+    """Does to a folder what trainings do, with contents that tell whose they are."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.dice, self.clock = folder, random.Random(seed), 0
+        self.identity = {"a": 0, "b": 0}
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        self.clock += 1
+        os.utime(path, ns=(self.clock, self.clock))
+
+    def act(self) -> None:
+        """One thing that happens in a run."""
+        job = self.dice.choice("ab")
+        at, who = f"folds/f/{job}/seed-0", self.identity[job]
+        here = self.folder / at
+        what = self.dice.choice(("save", "save", "finish", "claim", "log", "report"))
+        if what == "report":
+            (self.folder / ".results").unlink(missing_ok=True)
+            self.write("report.json", f"report {self.clock}")
+            self.write(".results", f"state {self.clock}")
+        elif what == "log":
+            self.write(f"{at}/events.jsonl", f"{who} " * self.clock)
+        elif what == "claim":  # another recipe, or an older one again
+            wanted = self.dice.randrange(3)
+            if wanted == who:
+                return
+            if (here / "DONE").is_file():
+                aside = self.folder / f"superseded/f/{job}/seed-0-{who}"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                here.rename(aside)
+            shutil.rmtree(here, ignore_errors=True)
+            kept = self.folder / f"superseded/f/{job}/seed-0-{wanted}"
+            if kept.is_dir():
+                here.parent.mkdir(parents=True, exist_ok=True)
+                kept.rename(here)
+            self.identity[job] = wanted
+            self.write(f"{at}/job.json", f"{wanted}")
+        elif not (here / "DONE").is_file():
+            self.write(f"{at}/job.json", f"{who}")
+            steps = sorted(int(p.name[5:]) for p in here.glob("checkpoints/step-*"))
+            if what == "save":
+                step = steps[-1] + 1 if steps else 1
+                self.write(f"{at}/checkpoints/step-{step}/weights", f"{who} step {step}")
+                self.write(f"{at}/checkpoints/step-{step}/COMMIT", f"{who} step {step}")
+                for old in steps[:-1]:
+                    shutil.rmtree(here / f"checkpoints/step-{old}")
+            else:
+                self.write(f"{at}/model/weights", f"{who}")
+                self.write(f"{at}/DONE", f"done by {who}")
+
+
+def promises(files: dict[str, str]) -> set[tuple[str, str]]:
+    """Checks a state of the store; returns (model, identity) of the finished trainings in it, set aside or not."""
+    done = set()
+    for name, text in files.items():
+        folder, _, base = name.rpartition("/")
+        if base == "COMMIT":
+            training = folder.rpartition("/checkpoints/")[0]
+            whose = files.get(f"{training}/job.json")
+            if whose is not None:  # else nobody reads it
+                assert files[f"{folder}/weights"] == text and text.startswith(f"{whose} "), name
+        if base == "DONE" and (whose := files.get(f"{folder}/job.json")) is not None:
+            assert text == f"done by {whose}" and files[f"{folder}/model/weights"] == whose, name
+            done.add((folder.split("/")[2], whose))
+        if base == ".results":
+            # written right after its report
+            assert int(text.split()[1]) == int(files["report.json"].split()[1]) + 1
+    return done
+
+
+def furthest(files: dict[str, str]) -> dict[tuple[str, str], int]:
+    """(training, identity) -> its newest checkpoint that a run would go on from."""
+    out: dict[tuple[str, str], int] = {}
+    for name, text in files.items():
+        if name.endswith("/COMMIT"):
+            training = name.partition("/checkpoints/")[0]
+            if training + "/job.json" in files:
+                key = training, files[training + "/job.json"]
+                out[key] = max(out.get(key, 0), int(text.split()[-1]))
+    return out
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_prefix_of_a_copy_is_a_state_to_go_on_from(tmp_path, seed):
+    """Random lives of a run, copied now and then; each copy is broken off at a drawn step and looked at after each."""
+    run, dice = Run(tmp_path, seed), random.Random(seed)
+    store: dict[str, str] = {}
+    record: dict = {}
+    for _ in range(40):
+        for _ in range(dice.randrange(1, 6)):
+            run.act()
+        local = scan(tmp_path)
+        text = {name: (tmp_path / name).read_text() for name in local}
+        before = promises(store)
+        kept = before & (promises(text))
+        was, now = furthest(store), furthest(text)
+        known = {n: stamp_of(words.encode()) if kind(n) else record.get(n) for n, words in store.items()}
+        steps = [(i, what, name) for i, (what, names) in enumerate(plan(local, known))
+                 for name in dice.sample(names, len(names))]  # fmt: skip
+        stop = dice.randrange(len(steps) + 1) if dice.random() < 0.4 else len(steps)
+        for i, what, name in steps[:stop]:
+            if what == "put":
+                store[name] = text[name]
+                # a step that was broken off was not written down
+                record[name] = None if stop < len(steps) and i == steps[stop][0] else local[name]
+            else:
+                store.pop(name)
+            assert kept <= promises(store), "what was finished stays"
+            for key, step in was.items():
+                if key in now:
+                    assert furthest(store).get(key, 0) >= min(step, now[key]), (
+                        "and so does what was committed"
+                    )
+        if stop == len(steps):
+            assert store == text
+
+
+def finished(folder: Path, name: str = "x") -> None:
+    """A finished training in a run's folder."""
+    for part, text in (("job.json", name), ("model/w", name * 1000), ("events.jsonl", "e"), ("DONE", "done")):
+        path = folder / "folds/f/m/seed-0" / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def url(tmp_path):
+    """A store of its own kind: fsspec's in memory, which knows conditional writes too."""
+    made = f"memory://{tmp_path.name}/run"
+    yield made
+    store = Store(made)
+    for name in store.list():
+        store.delete(name)
+
+
+def hold(url: str, folder: Path, lasts: float = 1.0):
+    said: list[str] = []
+    return mirrored(url, folder, said.append, said.append, lambda: None, lasts), said
+
+
+def test_another_machine_goes_on_and_the_first_finds_its_work(url, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    with hold(url, one)[0] as mirror:
+        finished(one)
+        (one / "folds/f/m/seed-0/checkpoints/step-3").mkdir(parents=True)
+        (one / "folds/f/m/seed-0/checkpoints/step-3/half").write_text("")
+        (one / ".lock").write_text("")
+        (one / "chosen.tmp").write_text("")
+        mirror.push()
+        held = mirror.store.list()
+        assert "folds/f/m/seed-0/DONE" in held
+        assert not [n for n in held if "step-3" in n or "lock" in n or n.endswith(".tmp")]
+    with hold(url, two)[0]:
+        assert (two / "folds/f/m/seed-0/model/w").read_text() == "x" * 1000
+        (two / "report.json").write_text("{}")
+    (one / "own").write_text("what was done here alone")
+    with hold(url, one)[0]:
+        assert (one / "report.json").is_file() and not (one / "own").exists(), (
+            "another machine worked on since"
+        )
+        (one / "folds/f/m/seed-0/DONE").unlink()
+    assert "folds/f/m/seed-0/DONE" not in Store(url).list()
+    (one / "more").write_text("")
+    with hold(url, one)[0]:
+        assert (one / "more").exists(), "nobody did"
+
+
+def test_only_what_changed_is_copied_again(url, tmp_path, monkeypatch):
+    sent = []
+    upload = Store.upload
+    monkeypatch.setattr(
+        Store, "upload", lambda self, path, name: (sent.append(name), upload(self, path, name))
+    )
+    with hold(url, tmp_path)[0] as mirror:
+        finished(tmp_path)
+        mirror.push()
+        sent.clear()
+        (tmp_path / "folds/f/m/seed-0/job.json").write_text("x")  # the same words again
+        (tmp_path / "folds/f/m/seed-0/events.jsonl").write_text("ee")
+        mirror.push()
+    assert sent == ["folds/f/m/seed-0/events.jsonl"]
+
+
+def test_what_is_committed_is_copied_without_being_told(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirroring, "EVERY", 0.02)
+    with hold(url, tmp_path)[0] as mirror:
+        finished(tmp_path)
+        end = time.monotonic() + 60
+        while "folds/f/m/seed-0/DONE" not in mirror.store.list():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+def test_a_file_that_changes_while_it_is_copied_vouches_for_nothing(url, tmp_path, monkeypatch):
+    """The training is begun anew between the copying of its model and that of its mark."""
+    upload, first = Store.upload, []
+
+    def slow(self, path, name):
+        upload(self, path, name)
+        if name.endswith("model/w") and not first:
+            first.append(name)
+            shutil.rmtree(tmp_path / "folds")
+            finished(tmp_path, "y")
+
+    monkeypatch.setattr(Store, "upload", slow)
+    with hold(url, tmp_path)[0] as mirror:
+        finished(tmp_path)
+        mirror.push()
+        assert first and mirror.store.read("folds/f/m/seed-0/model/w") == b"y" * 1000
+        assert mirror.store.read("folds/f/m/seed-0/job.json") == b"y"
+
+
+def test_a_living_owner_is_named_and_a_dead_one_replaced(url, tmp_path):
+    with hold(url, tmp_path / "a")[0], pytest.raises(UserError, match=f"owned by process {os.getpid()} on "):
+        hold(url, tmp_path / "b")[0].__enter__()
+    owner = Owner(Store(url))
+    owner.take(print)
+    owner.release()
+    child = multiprocessing.get_context("fork").Process(target=os._exit, args=(0,))
+    child.start()
+    child.join()
+    about = json.loads(owner._about(0)) | {"pid": child.pid}
+    Store(url).put(owning._name(owner.number), json.dumps(about).encode())
+    began = time.monotonic()
+    after = Owner(Store(url))
+    after.take(print)
+    assert after.number == owner.number + 1 and time.monotonic() - began < 10
+    after.release()
+
+
+def test_an_owner_elsewhere_is_watched_before_it_is_taken_for_dead(url):
+    store, said = Store(url), []
+    far = Owner(store)
+    about = json.loads(far._about(0)) | {"place": {"host": "elsewhere", "boot": "x", "numbering": "y"}}
+    store.put(owning._name(4), json.dumps(about).encode())
+    alive = threading.Event()
+
+    def beat():
+        count = 0
+        while not alive.wait(0.1):
+            count += 1
+            store.put(owning._name(4), json.dumps(about | {"beat": count}).encode())
+
+    renewing = threading.Thread(target=beat)
+    renewing.start()
+    with pytest.raises(UserError, match="on elsewhere"):
+        Owner(store, lasts=30).take(said.append)
+    alive.set()
+    renewing.join()
+    assert "waiting up to 30 s" in said[0]
+    after = Owner(store, lasts=0.5)
+    after.take(said.append)
+    assert after.number == 5
+    after.release()
+
+
+def test_one_of_many_takes_it(url):
+    taken, refused = [], []
+
+    def take():
+        one = Owner(Store(url))
+        try:
+            one.take(print)
+            taken.append(one)
+        except UserError:
+            refused.append(one)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 1 and len(refused) == 7
+    taken[0].release()
+
+
+def test_an_owner_that_was_replaced_writes_no_more(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(owning, "RENEW", 0.02)
+    monkeypatch.setattr(mirroring, "EVERY", 0.02)
+    lost = threading.Event()
+    context = mirrored(url, tmp_path, print, print, lost.set)
+    mirror = context.__enter__()
+    assert mirror.store.claim(owning._name(mirror.owner.number + 1), b"{}")
+    assert lost.wait(60)
+    finished(tmp_path)
+    with pytest.raises(UserError, match="took this run over"):
+        context.__exit__(None, None, None)
+    assert [n for n in mirror.store.list() if not n.startswith(".owner")] == []
+
+
+def test_an_owner_that_cannot_renew_stops_in_time(url, monkeypatch):
+    assert owning.RENEW < owning.FENCE / 2 and owning.FENCE < owning.LASTS
+    owner = Owner(Store(url))
+    owner.take(print)
+    owner.check()
+    monkeypatch.setattr(owning, "FENCE", -1.0)
+    with pytest.raises(UserError, match="or may have"):
+        owner.check()
+
+
+def test_half_a_taking_is_taken_again(url, tmp_path, monkeypatch):
+    with hold(url, tmp_path / "one")[0]:
+        finished(tmp_path / "one")
+    two, get = Mirror(url, tmp_path / "two"), Store.get
+
+    def fails(self, name, path):
+        if name.endswith("DONE"):
+            raise UserError("no network")
+        get(self, name, path)
+
+    monkeypatch.setattr(Store, "get", fails)
+    with pytest.raises(UserError, match="no network"):
+        two.settle(print)
+    two.owner.release()
+    assert not (tmp_path / "two").exists()
+    monkeypatch.setattr(Store, "get", get)
+    with hold(url, tmp_path / "two")[0]:
+        assert (tmp_path / "two/folds/f/m/seed-0/DONE").is_file()
+    assert not list(tmp_path.glob("*.taking"))
