@@ -149,6 +149,8 @@ def hollow(config: ModelConfig, classes: int, dimensions: bool) -> SERModel:
 def shape_of(config: PretrainedConfig) -> dict[str, Any]:
     """The transformers configuration behind a hub name or given in the recipe, cut to `num_layers`.
 
+    A text encoder with random weights has the recipe's largest `vocabulary`; its training texts may fill less of it.
+
     Raises:
         UserError: The name's shape is not known here.
     """
@@ -161,6 +163,8 @@ def shape_of(config: PretrainedConfig) -> dict[str, Any]:
     shape = dict(config.config if config.config is not None else SHAPES[str(config.name)])
     if config.num_layers is not None:
         shape["num_hidden_layers"] = config.num_layers
+    if isinstance(config, LinguisticConfig) and config.config is not None:
+        shape.setdefault("vocab_size", config.vocabulary)
     return shape
 
 

@@ -28,6 +28,7 @@ GPUS = {
 RUNTIME = GIB  # CUDA's context, cuDNN's and cuBLAS's workspaces
 BUCKET = 500_000_000  # most numbers of a DeepSpeed bucket, see ser.engine
 ARROW_FILE, ARROW_ROW = 2_000, 9  # of a side-shard: schema and footer; a row's state and offset
+CHECKPOINT_FILE = 25_000  # of a rank's file: pickled names, groups and configuration
 PREDICTION = 60  # bytes of a row of predictions.parquet
 ITEM = {"float16": 2, "float32": 4}
 
@@ -244,10 +245,10 @@ def feature_size(recipe: Recipe, name: str) -> int:
 
 def checkpoint_bytes(need: Need, config: TrainConfig) -> int:
     """Bytes of one checkpoint, all ranks together: weights, and what the optimiser works on."""
-    if config.precision == "fp32" and config.zero_stage == 0:
-        return 4 * need.parameters + 8 * need.trainable
+    plain = config.precision == "fp32" and config.zero_stage == 0
     word = 4 if config.precision == "fp32" else 2
-    return word * need.parameters + 12 * need.trainable
+    files = CHECKPOINT_FILE * (1 if config.zero_stage == 0 else 1 + config.workers)
+    return word * need.parameters + (8 if plain else 12) * need.trainable + files
 
 
 def kept_checkpoints(config: TrainConfig, steps: int) -> int:

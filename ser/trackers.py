@@ -5,8 +5,10 @@ stops or changes it. A resumed training goes on in the tracker's own run, found 
 the training's metrics, its model and training keys, fold and seed; credentials come from the tracker's own variables and
 files (WANDB_API_KEY, MLFLOW_TRACKING_URI, ...).
 Gives up: a resumed training repeats the steps after its checkpoint; MLflow keeps both points of such a step, wandb the first.
+Trainings of several processes that start together want an MLflow server: a file of its own database can be locked then.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -132,19 +134,26 @@ class MLflow:
         here = f"sqlite:///{(recipe.directory / 'mlflow.db').resolve()}"
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or here)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", recipe.name)
-        known = self.client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self.client.create_experiment(name)
+        experiment = self._experiment(name)
         mine = f"tags.ser_training = '{_identity(folder)}'"
         found = self.client.search_runs([experiment], filter_string=mine, max_results=1)
         if found:
             self.id = found[0].info.run_id
-            self.client.set_terminated(self.id, "RUNNING")
+            self.client.update_run(self.id, status="RUNNING")
             return
         tags = {"ser_training": _identity(folder), "model": job.model, "fold": job.fold}
         self.id = self.client.create_run(experiment, tags=tags, run_name=str(job)).info.run_id
         told = _told(recipe, job)
         told = told.pop("train") | told
         self.client.log_batch(self.id, params=[Param(key, str(value)[:500]) for key, value in told.items()])
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
+
+        with contextlib.suppress(MlflowException):  # another training may make it at this moment
+            if self.client.get_experiment_by_name(name) is None:
+                return self.client.create_experiment(name)
+        return self.client.get_experiment_by_name(name).experiment_id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""

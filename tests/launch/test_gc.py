@@ -50,7 +50,7 @@ def found(recipe, **options) -> dict[str, set[str]]:
 
 
 def targets(recipe, teacher: str) -> list[Path]:
-    return sorted(Path(recipe.data.path).glob(f"targets/{teacher}/*"))
+    return sorted(Path(recipe.data.path).glob(f"targets/{teacher}/*/targets.json"))
 
 
 @pytest.mark.slow
