@@ -165,7 +165,7 @@ def of_dataset(url: str, runs: Iterable[Path], dead: set[Path]) -> tuple[list[Le
             if run in known and known[run] == socket.gethostname() and run.parent.is_dir():
                 continue  # it was deleted here
             unsure.append(
-                f"{url}: its run {run} (of host {known[run]}) is not here to be asked; if it is no more: --gone {run}"
+                f"{url}: its run {run} (of host {known.get(run, '?')}) is not here to be asked; if it is no more: --gone {run}"
             )
             continue
         try:

@@ -217,7 +217,8 @@ def _fetch(name: str, asked: str | None, commit: str | None, where: str) -> Pinn
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    transport = HfHubHTTPError.__mro__[1]  # of the HTTP library, whichever it is: no connection
+    # Of the HTTP library, whichever it is: no connection.
+    transport: type[Exception] = HfHubHTTPError.__mro__[1]  # pyright: ignore[reportAssignmentType]
     try:
         about = HfApi().model_info(name, revision=commit or asked)
         revision = str(about.sha)
