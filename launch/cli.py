@@ -8,6 +8,7 @@ import typer
 
 from launch.display import Display
 from launch.jobs import verbs
+from launch.upkeep import verbs as upkeep
 from shards.errors import UserError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(verbs)
+app.add_typer(upkeep)
 RecipeName = Annotated[
     str, typer.Argument(help="a recipe file, or the name of one that comes with the package")
 ]
@@ -285,31 +287,6 @@ def recipe(name: RecipeName, overrides: Overrides = None, variant: Variant = Non
     from ser.recipe import load
 
     typer.echo(yaml.safe_dump(load(name, overrides or [], variant).dump(), sort_keys=False))
-
-
-@app.command()
-def plan(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    variant: Variant = None,
-    gpus: Annotated[int, typer.Option(help="GPUs that a training is spread over")] = 8,
-) -> None:
-    """Parameters of a recipe's models and memory of their states, without weights, network or data."""
-    from ser.capacity import GIB
-    from ser.capacity import plan as needs
-    from ser.recipe import load
-    from ser.report.words import count
-
-    found = load(recipe, overrides or [], variant)
-    rows = [
-        (
-            n.name, *map(count, (n.parameters, n.trainable, n.backbone, n.backbone_trainable)),
-            f"{n.inference / GIB:.2f}", f"{n.training / GIB:.2f}",
-        )
-        for n in needs(found, gpus)
-    ]  # fmt: skip
-    heads = ["model", "in all", "trained", "no heads", "trained", "GiB bf16", f"GiB/GPU of {gpus}"]  # fmt: skip
-    Display().table(f"{found.name}: bf16 to answer, states of training without activations", heads, rows)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from launch.display import Display
 from launch.runner import Line, Runner
 from launch.search import combinations, dev_value, keep_choice
 from launch.stored import feature_stage, frames_stage, layers_stage, targets_stage
-from ser import __version__, pin
+from ser import __version__, hubs, pin, trackers
 from ser.checkpoint import write_json
 from ser.job import (
     Job,
@@ -71,6 +71,8 @@ def run(
         raise UserError(f"no stage {until!r}", hint=f"stages: {', '.join(STAGES)}")
     if only is not None:
         _needed(recipe, only)  # refused before anything is made
+    hubs.check(recipe)
+    trackers.check(recipe)
     runner = Runner(recipe, display, alone, but)
     last = STAGES.index(until)
     with runner.stack:

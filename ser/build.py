@@ -151,7 +151,7 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     needs = needs_of(model, features, sources)
     needs = needs if transcripts is None else replace(needs, text=True)
     # A pretrained encoder hears nothing here; its plan is never walked.
-    plan = _plan(setting, job, config, rows if len(rows) else fold.train, labels)
+    plan = plan_of(setting, job, config, rows if len(rows) else fold.train, labels)
     total = config.steps if config.steps is not None else plan.total_steps(config.epochs or 1)
     heard = exposure_of(setting, job, rows, model)
     return Ingredients(
@@ -162,7 +162,8 @@ def gather_ingredients(setting: Setting, job: Job, world: World) -> Ingredients:
     )  # fmt: skip
 
 
-def _plan(setting: Setting, job: Job, config: TrainConfig, rows: np.ndarray, labels: Supervision) -> Plan:
+def plan_of(setting: Setting, job: Job, config: TrainConfig, rows: np.ndarray, labels: Supervision) -> Plan:
+    """The global steps of a training over `rows`."""
     dataset, policy = setting.dataset, setting.policy
     weights = None
     if config.law == "temperature":

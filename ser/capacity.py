@@ -6,8 +6,7 @@ memory is used.
 Guarantees: parameters are those of the real architecture; the memory of states follows ZeRO (Rajbhandari et al. 2020,
 section 3.1): bf16 weights and gradients 2 bytes each, fp32 weights and Adam's two moments 12 bytes a trained parameter,
 all of them divided by the number of GPUs in stage 3; a frozen parameter is 2 bytes of weights, divided likewise.
-Gives up: activations, which depend on the batch (`gradient_checkpointing` keeps a layer's input each), and buffers of
-communication.
+Gives up: activations (`ser.activations`) and buffers of communication (`ser.estimate`).
 """
 
 from collections.abc import Iterable
@@ -42,6 +41,8 @@ class Need:
         backbone, backbone_trainable: The same without heads, as papers count.
         inference: Bytes of bf16 weights on one GPU.
         training: Bytes of states a GPU in the recipe's ZeRO stage, 0 for a model that is not trained.
+        answers: Numbers that it says of an utterance: class logits and dimensions.
+        embedding: Size of its embedding.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Need:
     backbone_trainable: int
     inference: int
     training: int
+    answers: int = 0
+    embedding: int = 0
 
 
 def plan(recipe: Recipe, gpus: int = 1) -> list[Need]:
@@ -78,7 +81,7 @@ def plan(recipe: Recipe, gpus: int = 1) -> list[Need]:
         needs.append(
             Need(
                 name, total[0] + below, total[1], total[0] - heads[0] + below, total[1] - heads[1],
-                2 * (total[0] + below), training,
+                2 * (total[0] + below), training, model.classes + 3 * model.dimensions, model.embedding_size,
             )
         )  # fmt: skip
     return needs
@@ -94,12 +97,22 @@ def _heads(model: SERModel) -> list[torch.nn.Parameter]:
     return [p for part in model.modules() if isinstance(part, Heads) for p in part.parameters()]
 
 
-def states(total: int, trainable: int, stage: int, gpus: int, fp32: bool = False) -> int:
-    """Bytes of weights, gradients and optimiser states on each of `gpus` GPUs under a ZeRO stage."""
+def states(
+    total: int, trainable: int, stage: int, gpus: int, fp32: bool = False, offload: str = "none"
+) -> int:
+    """Bytes of weights, gradients and optimiser states on each of `gpus` GPUs under a ZeRO stage.
+
+    `offload` leaves out what lies in the host's memory instead: "optimizer" what the optimiser works on, "parameters" the
+    weights as well.
+    """
     word = 4 if fp32 else 2
     share = [1 if stage < s else gpus for s in (3, 2, 1)]  # of weights, gradients, moments
-    moments = 8 if fp32 else 12
-    return word * total // share[0] + word * trainable // share[1] + moments * trainable // share[2]
+    # In fp32 the weights are their own masters, but DeepSpeed 0.19 copies them all the same in stages 1 and 2.
+    moments = 8 if fp32 and stage in (0, 3) else 12
+    weights = 0 if offload == "parameters" else word * total // share[0]
+    return weights + (
+        0 if offload != "none" else word * trainable // share[1] + moments * trainable // share[2]
+    )
 
 
 def whole(recipe: Recipe, config: ModelConfig) -> ModelConfig:
@@ -125,11 +138,18 @@ def on_meta(config: ModelConfig, classes: int, dimensions: bool) -> SERModel:
     import ser.models.students  # noqa: F401
 
     with torch.device("meta"):
-        return empty(config, classes, dimensions, skeleton(config, classes, dimensions), files(config))
+        return hollow(config, classes, dimensions)
+
+
+def hollow(config: ModelConfig, classes: int, dimensions: bool) -> SERModel:
+    """The model with whatever weights there are: right shapes and speed, answers of no meaning."""
+    return empty(config, classes, dimensions, skeleton(config, classes, dimensions), files(config))
 
 
 def shape_of(config: PretrainedConfig) -> dict[str, Any]:
     """The transformers configuration behind a hub name or given in the recipe, cut to `num_layers`.
+
+    A text encoder with random weights has the recipe's largest `vocabulary`; its training texts may fill less of it.
 
     Raises:
         UserError: The name's shape is not known here.
@@ -143,6 +163,8 @@ def shape_of(config: PretrainedConfig) -> dict[str, Any]:
     shape = dict(config.config if config.config is not None else SHAPES[str(config.name)])
     if config.num_layers is not None:
         shape["num_hidden_layers"] = config.num_layers
+    if isinstance(config, LinguisticConfig) and config.config is not None:
+        shape.setdefault("vocab_size", config.vocabulary)
     return shape
 
 

@@ -1,4 +1,4 @@
-"""The run's log: `events.jsonl` is the truth, TensorBoard a copy for the eye.
+"""The run's log: `events.jsonl` is the truth, TensorBoard and other trackers are copies for the eye.
 
 One JSON object a line with at least `step` and `kind`. A resumed run drops what lies after its checkpoint and a torn
 last line, so the file reads as if the run had never been killed.
@@ -7,8 +7,11 @@ last line, so the file reads as if the run had never been killed.
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ser.trackers import Tracker, end, tell
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -32,9 +35,17 @@ class Events:
         directory: The training's directory.
         resume_step: Events of later steps are dropped first; -1 starts afresh.
         tensorboard: Also write scalars for TensorBoard.
+        trackers: Others that take every number (`ser.trackers`); they are closed with this.
     """
 
-    def __init__(self, directory: str | Path, resume_step: int = -1, tensorboard: bool = True):
+    def __init__(
+        self,
+        directory: str | Path,
+        resume_step: int = -1,
+        tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ):
+        self.trackers = list(trackers)
         self.path = Path(directory) / "events.jsonl"
         kept = [event for event in read(self.path) if event["step"] <= resume_step]
         temporary = self.path.with_suffix(".tmp")
@@ -54,14 +65,20 @@ class Events:
             json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **clean}) + "\n"
         )
         self.file.flush()
+        numbers = {
+            f"{kind}/{name}": float(value)
+            for name, value in clean.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
         if self.board is not None:
-            for name, value in clean.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+        tell(self.trackers, step, numbers)
 
-    def close(self) -> None:
-        """Flush and close."""
+    def close(self, whole: bool = True) -> None:
+        """Flush and close; `whole` says whether the training is over."""
         self.file.close()
+        end(self.trackers, whole)
         if self.board is not None:
             self.board.close()
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ser.checkpoint import sha256, write_json
-from ser.models.config import ExternalConfig, ProbeConfig
+from ser.contents import of_folder
+from ser.hubs import is_folder, pretrained_parts
+from ser.models.config import ExternalConfig, ModelConfig, ProbeConfig
 from ser.recipe import ModelRecipe, Recipe, TargetsConfig, TrainConfig
 from ser.setting import Setting, supervision
 from ser.start import text_source
@@ -142,6 +144,7 @@ def identity(setting: Setting, job: Job) -> dict[str, Any]:
     return (
         text_facts(setting, job)
         | _file_facts(setting, job)
+        | _folder_facts(model.model)
         | _state_facts(setting, job)
         | {
             # `frames` and `layers` say what is stored of it afterwards
@@ -212,6 +215,12 @@ def _file_facts(setting: Setting, job: Job) -> dict[str, Any]:
         every = sorted(path.glob("*.npy")) if path.is_dir() else [path] if path.is_file() else []
         setting.memo["files", config.files] = digest([[file.name, sha256(file)] for file in every])
     return {"files": setting.memo["files", config.files]}
+
+
+def _folder_facts(config: ModelConfig) -> dict[str, Any]:
+    """Digests of the pretrained folders that a model starts from, by path; hub models have their revision."""
+    folders = {str(part.name) for part in pretrained_parts(config) if part.name and is_folder(part.name)}
+    return {"folders": {name: digest(of_folder(name)) for name in sorted(folders)}} if folders else {}
 
 
 def _label_facts(setting: Setting, name: str, model: str) -> dict[str, str]:

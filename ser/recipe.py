@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ser.hubs import Pinned
 from ser.layout import Depth, Grid, Subset, Trained
 from ser.models.config import ModelConfig, ProbeConfig
 from ser.models.streams import encoders_read
@@ -245,9 +246,11 @@ class Recipe(Strict):
     Attributes:
         reuse: Run directories whose finished trainings are taken where they are the very ones that this recipe asks for.
         sweep: What `ser sweep` varies; `ser run` takes the values as they are written.
+        hub: Commits and files of hub models, as `ser fetch` found them; read from `<recipe>.hub.json` beside the recipe.
+        trackers: Where metrics go besides events.jsonl (`ser.trackers`).
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"reuse", "sweep"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"reuse", "sweep", "hub", "trackers"})
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,60}$")
     about: str = ""
@@ -268,6 +271,8 @@ class Recipe(Strict):
     cluster: ClusterConfig = ClusterConfig()
     reuse: list[str] = []
     sweep: SweepConfig | None = None
+    hub: list[Pinned] = []
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

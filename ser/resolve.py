@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ser.hubs import pinned
 from ser.strict import read_yaml
 from ser.values import dotted, merge, overlap, set_dotted, unshared
 from shards.errors import UserError
@@ -100,7 +101,7 @@ def resolve(
             )
         values["chosen"] = str(folder)
     _keep(values, given + typed)
-    return values, path
+    return pinned(values, path), path
 
 
 def _keep(values: dict[str, Any], given: list[str]) -> None:

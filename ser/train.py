@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ser import checkpoint
+from ser import checkpoint, hubs
 from ser.agreement import check_job
 from ser.build import Ingredients, gather_ingredients, keep_begins
 from ser.claim import alone, claim
@@ -35,6 +35,7 @@ from ser.score import score
 from ser.setting import Setting, open_setting
 from ser.step import seed_everything, train_step
 from ser.stopping import StopFlag, Stopped
+from ser.trackers import started
 from ser.watchdog import Watchdog
 from shards.loader import Loader
 
@@ -59,6 +60,7 @@ def train(recipe: Recipe, job: Job, report: Report | None = None, patience: floa
         Stopped: A signal asked to stop; a checkpoint was written.
     """
     world = join()
+    on_main(lambda: hubs.check(recipe), world)
     setting = open_setting(recipe)
     check_job(setting, job)
     folder = directory(recipe, job)
@@ -107,7 +109,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
     x.objective.memory = state.memory
     if world.main:
         keep_begins(folder, x.plan)
-    events = Events(folder, state.step - 1, config.tensorboard) if world.main else None
+    events = _events(x, folder, state.step - 1) if world.main else None
     total = x.total_steps
     loader = Loader(
         x.dataset, x.plan, x.needs, x.policy, rank=world.rank, world=world.size,
@@ -165,7 +167,13 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
     finally:
         watchdog.close()
         if events:
-            events.close()
+            events.close(whole=(folder / "DONE").is_file())
+
+
+def _events(x: Ingredients, folder: Path, resume_step: int) -> Events:
+    recipe = x.setting.recipe
+    board = x.config.tensorboard and "tensorboard" in recipe.trackers
+    return Events(folder, resume_step, board, started(recipe, x.job, folder))
 
 
 def evaluate(

@@ -59,6 +59,22 @@ def hold(path: str | os.PathLike, busy: str, otherwise: str, patience: float = 0
                     os.rmdir(os.path.dirname(path))
 
 
+def holder(path: str | os.PathLike) -> dict[str, str] | None:
+    """Who holds `path` now ({pid, host, since}, as far as it has said so); None where nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return _read(descriptor) if error.errno == errno.EWOULDBLOCK else None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def _take(path: str, busy: str, otherwise: str, end: float) -> tuple[int | None, bool]:
     """The descriptor that holds the lock, None where there are no locks; and whether the folder was made for it."""
     folder = os.path.dirname(path) or "."

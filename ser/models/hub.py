@@ -92,7 +92,7 @@ def checkpoint_normalises(config: PretrainedConfig) -> bool:
         if not path.exists():
             return True
     else:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
@@ -102,6 +102,8 @@ def checkpoint_normalises(config: PretrainedConfig) -> bool:
                 )
             )
         except LocalEntryNotFoundError:
+            if try_to_load_from_cache(config.name, name, revision=config.revision) is _CACHED_NO_EXIST:
+                return True  # it was asked for once, and there is none
             raise UserError(
                 f"{name} is not in the cache and the hub was not reached",
                 where=config.name,

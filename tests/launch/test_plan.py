@@ -1,0 +1,167 @@
+"""`ser plan`: exact where it says so, and set beside what a run really took."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.display import Display
+from launch.planning import Asked, make, show, stated_speeds
+from ser import throughput
+from ser.activations import activations, batch_of, saved_bytes
+from ser.amounts import FOLDS, stated
+from ser.capacity import GIB, Need, hollow, states
+from ser.estimate import RUNTIME, gpu_bytes, memory, mending
+from ser.job import jobs
+from ser.recipe import load
+from ser.training import TrainConfig
+from shards.errors import UserError
+from tests import tiny
+from tests.whole import run_here
+
+QUIET = Display(quiet=True)
+
+
+def models(**train) -> dict:
+    """A teacher that hears, one that reads, and a student of both."""
+    learns = [{"loss": "cross_entropy"}]
+    return {
+        "speech": {"role": "teacher", "model": tiny.CONV, "objective": learns, "train": tiny.training(8, **train)},
+        "text": {"role": "teacher", "model": {**tiny.BERT, "vocabulary": 8}, "objective": learns, "train": tiny.training(8, **train)},
+        "student": {
+            "role": "student", "model": tiny.CONV, "train": tiny.training(8, **train),
+            "objective": [*learns, {"loss": "multi_kl", "teachers": ["speech", "text"]}],
+        },
+    }  # fmt: skip
+
+
+def recipe_of(folder: Path, dataset: str, **changes):
+    return load(str(tiny.write_recipe(folder, tiny.recipe_values(folder, dataset, models(**changes)))))
+
+
+def size(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+NEED = Need("big", 10**9, 10**9, 0, 0, 0, 0)
+BF16 = TrainConfig(steps=1, precision="bf16", slots=8, slot_seconds=64)
+
+
+def test_memory_adds_states_activations_and_buckets():
+    alone = memory(NEED, BF16, 1, 100e6)
+    assert alone.states == 16 * 10**9 and alone.activations == 50_000_000 * 64 and not alone.buckets
+    shared = memory(NEED, BF16.model_copy(update={"zero_stage": 2}), 8, 100e6)
+    assert shared.states == 2 * 10**9 + 14 * 10**9 // 8 or abs(shared.states - 3.75e9) < 8
+    assert shared.buckets == 2 * 500_000_000
+    offloaded = memory(NEED, BF16.model_copy(update={"zero_stage": 2, "offload": "optimizer"}), 8, 100e6)
+    assert offloaded.states == 2 * 10**9 and offloaded.states + offloaded.host == shared.states
+    assert alone.total == alone.states + alone.activations + RUNTIME
+
+
+def test_fp32_weights_are_copied_in_the_middle_stages_only():
+    """DeepSpeed 0.19 clones its master weights in stages 1 and 2 whatever their type."""
+    assert [states(100, 100, stage, 1, fp32=True) for stage in range(4)] == [1600, 2000, 2000, 1600]
+
+
+def test_what_does_not_fit_is_mended_without_changing_results_first():
+    room = 12 * 10**9
+    assert mending(NEED, BF16, 10e6, 1e6, 100 * GIB, 8) == []
+    knobs = mending(NEED, BF16, 10e6, 1e6, room, 8)
+    assert knobs and all(
+        knob.split("=")[0] in ("train.workers", "train.zero_stage", "train.offload") for knob in knobs
+    )
+    heavy = mending(NEED, BF16, 800e6, 100e6, room, 8)
+    assert heavy and "model.gradient_checkpointing=true" in heavy
+    none = mending(NEED, BF16, 800e6, 800e6, room, 8)
+    assert none and any(knob.startswith("train.slot_seconds=") for knob in none)
+    slots = {knob.split("=")[0]: float(knob.split("=")[1]) for knob in none if "slot" in knob}
+    assert slots["train.slots"] * slots["train.slot_seconds"] == BF16.slots * BF16.slot_seconds
+    assert mending(NEED, BF16, 10e6, 1e6, 10**6, 8) is None
+
+
+def test_unknown_gpus_and_speeds_are_refused(tmp_path):
+    assert gpu_bytes("H100") == int(79.5 * GIB) and gpu_bytes("48") == 48 * GIB
+    with pytest.raises(UserError, match="no GPU 'h1000'"):
+        gpu_bytes("h1000")
+    recipe = recipe_of(tmp_path, str(tmp_path / "none"))
+    assert stated_speeds(recipe, ["student=900", "30"]) == {"student": 900.0, "": 30.0}
+    for wrong in ("student=fast", "studnt=3", "0"):
+        with pytest.raises(UserError, match="is not"):
+            stated_speeds(recipe, [wrong])
+    with pytest.raises(UserError, match="hours"):
+        stated(recipe, 0.0)
+
+
+def test_a_plan_without_data_needs_only_hours_and_speeds(tmp_path, capsys):
+    recipe = recipe_of(tmp_path, str(tmp_path / "none"), workers=4, slots=4)
+    show(recipe, Asked(gpus_per_node=2, gpu="h100"), Display())
+    told = capsys.readouterr().out
+    assert "bf16 to answer" in told and "--hours 100" in told  # the table of parameters comes first
+    assert "models.student.train.workers=2" in told
+    made = show(recipe, Asked(gpu="h100", hours=10, folds=FOLDS, speed=["100"], price=2.0), Display())
+    told = capsys.readouterr().out
+    assert "from the hours stated" in told and "at 2 an hour and GPU" in told
+    assert len(made.steps) == 3 * FOLDS and made.amount is not None and not made.amount.counted
+    assert next(one.bytes for one in made.stored if one.what == "shards") == 10 * 3600 * 32000 * 0.65
+
+
+def test_layers_keep_what_the_second_one_does(tmp_path):
+    """Counted on one and two layers, and the same as counted on the whole model; recomputing keeps less."""
+    deep = {**tiny.HUBERT, "config": {**tiny.HUBERT["config"], "num_hidden_layers": 5}}
+    learns = {"role": "teacher", "objective": [{"loss": "cross_entropy"}], "train": tiny.training(2)}
+    made = {
+        "plain": {**learns, "model": deep},
+        "lighter": {**learns, "model": {**deep, "gradient_checkpointing": True}},
+    }
+    values = tiny.recipe_values(tmp_path, str(tmp_path / "none"), made)
+    recipe = load(str(tiny.write_recipe(tmp_path, values)))
+    model = hollow(recipe.models["plain"].model, 4, False).train()
+    whole = saved_bytes(model, batch_of(model, 1, 2.0))
+    assert activations(recipe, "plain", 2.0) * 2.0 == pytest.approx(whole, rel=0.01)
+    assert activations(recipe, "lighter", 2.0) < 0.7 * activations(recipe, "plain", 2.0)
+
+
+@pytest.mark.slow
+def test_the_plan_beside_a_real_run(tmp_path):
+    """Disk within 10 %, states to the byte; the error of time is printed and never fails."""
+    tiny.write_corpus(tmp_path)
+    recipe = recipe_of(tmp_path, str(tmp_path / "dataset"), checkpoint_every=3)
+    run_here(recipe, until="pack")
+    made = make(recipe, Asked(gpus_per_node=1, measure=True), QUIET)
+    assert made.amount is not None and made.amount.counted
+    figures = throughput.read(recipe.directory / throughput.NAME)
+    assert (
+        make(recipe, Asked(gpus_per_node=1), QUIET).waves == made.waves
+    )  # later plans read what was measured
+
+    for need in made.needs:
+        figure = throughput.find(figures, throughput.key(recipe, need.name), None)
+        assert figure is not None and figure.train and figure.answer
+        assert figure.states == states(need.parameters, need.trainable, 0, 1, fp32=True) == need.training, (
+            need.name
+        )
+    assert throughput.find(figures, "audio", "no such machine") is None
+
+    began = time.perf_counter()
+    run_here(recipe, until="distill")
+    took = time.perf_counter() - began
+
+    run, data = recipe.directory, Path(recipe.data.path)
+    planned = {one.what: one.bytes for one in made.stored}
+    real = {
+        "shards": size(data, "shards/*") + size(data, "index/*"),
+        "models": size(run, "folds/*/*/*/model/model.safetensors"),
+        "checkpoints": size(run, "folds/*/*/*/checkpoints/step-*/**/*"),
+        "targets": size(data, "targets/**/*.arrow"),
+    }
+    planned["targets"] = sum(value for name, value in planned.items() if name.startswith("targets"))
+    for what, value in real.items():
+        print(f"{what}: planned {planned[what]:,} bytes, stored {value:,} ({planned[what] / value - 1:+.1%})")
+    seconds = sum((one.train or 0) + (one.answers or 0) for wave in made.waves for one in wave)
+    print(f"time: planned {seconds:.1f} s, took {took:.1f} s ({seconds / took - 1:+.1%})")
+    assert planned["shards"] == real["shards"]
+    for what in ("targets", "models", "checkpoints"):
+        assert planned[what] == pytest.approx(real[what], rel=0.1), what
+    assert len(made.steps) == sum(
+        len(jobs(recipe, fold, name)) for fold in made.amount.folds for name in recipe.models
+    )
