@@ -3,11 +3,13 @@
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cluster.here import Here
 from launch.display import Display
 from ser.recipe import Recipe
+from shards.store import Store
 
 
 @dataclass
@@ -48,19 +50,22 @@ class Runner:
                 if self.recipe.cluster.address is None
                 else f"joining Ray at {self.recipe.cluster.address}"
             )
+            want, data = self.recipe.cluster, Store(self.recipe.data.path)
+            shared = [path for path in (self.recipe.directory,) if path.is_dir()]
+            shared += [Path(data.path(""))] if data.is_local else []
+            options = {"token_file": want.token_file, "shared": shared, "wait": want.wait}
             self._session = self.stack.enter_context(
-                Session(self.recipe.cluster.address, self.recipe.cluster.cpus)
+                Session(want.address, want.cpus, say=self.display.say, **options)
             )
+            self.display.say(self._session.describe())
         return self._session
 
     def workers(self) -> int:
         """Trainings that run at once: what the cluster's declared resources allow."""
-        self.session()
-        import ray
-
-        have, want = ray.cluster_resources(), self.recipe.cluster
-        by_cpu = have.get("CPU", 1) / max(want.cpus_per_task, 1e-9)
-        by_gpu = have.get("GPU", 0) / want.gpus_per_task if want.gpus_per_task else by_cpu
+        have, want = self.session().resources(), self.recipe.cluster
+        self.session().refuse_impossible(want.cpus_per_task, want.gpus_per_task)
+        by_cpu = have["CPU"] / max(want.cpus_per_task, 1e-9)
+        by_gpu = have["GPU"] / want.gpus_per_task if want.gpus_per_task else by_cpu
         return max(1, int(min(by_cpu, by_gpu)))
 
     def record(self, stage: str, made: int, kept: int, began: float, note: str = "") -> None:
