@@ -16,21 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from cluster.place import Home, bind_gloo, refuse_impossible
-from ser.checkpoint import write_json
+from ser.checkpoint import committed, write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
 from ser.stopping import WITHIN, StopFlag, Stopped, saving
 from shards import atomic
 from shards.errors import UserError
 
-STOP, STOPPED, STEPS = "stop", "stopped", "steps"  # files in a training's own folder of Ray's
+MOST_IN_VAIN = 3
+STOP, STOPPED, STEPS, STARTS, LAST = (
+    "stop",
+    "stopped",
+    "steps",
+    "starts",
+    "last",
+)  # files beside Ray's own of a training
 
 
 def train_many(
     recipe: Recipe,
     job: Job,
     *,
-    max_failures: int = 3,
     home: Home | None = None,
     progress: Callable[[Job, int, int], None] | None = None,
 ) -> Path:
@@ -39,7 +45,6 @@ def train_many(
     Args:
         recipe: The resolved recipe.
         job: Which training.
-        max_failures: Lost workers survived before giving up.
         home: Where the workers work; default this process's folder.
         progress: Told (job, steps done, steps in all) now and then.
 
@@ -47,7 +52,8 @@ def train_many(
         The training's directory.
 
     Raises:
-        UserError: As the training raised it; or an embedded cluster that cannot hold the workers.
+        UserError: As the training raised it; workers that are lost again and again without a checkpoint between; or an
+            embedded cluster that cannot hold them.
         Stopped: A signal asked this process to stop; the training has saved where it was.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -78,7 +84,7 @@ def train_many(
         run_config=RunConfig(
             name="ray",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # `_note_start` counts those that lead nowhere
         ),
     )
     try:
@@ -160,6 +166,8 @@ def _loop(config: dict[str, Any]) -> None:
     recipe = Recipe.model_validate_json(config["recipe"])
     try:
         config["home"].enter()
+        if rank == 0:
+            _note_start(storage, directory(recipe, config["job"]))
         train(recipe, config["job"], _teller(storage / STEPS), PATIENCE, StopFlag(storage / STOP))
     except Stopped as stopped:
         if rank == 0:
@@ -171,7 +179,29 @@ def _loop(config: dict[str, Any]) -> None:
         if storage.is_dir():
             write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
         raise
+    except Exception as error:
+        if storage.is_dir():
+            atomic.write(storage / LAST, f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
     ray.train.report({"rank": rank})
+
+
+def _note_start(storage: Path, folder: Path) -> None:
+    """Write down from which step the workers start, the first time or again.
+
+    Raises:
+        UserError: From the same one as the last `MOST_IN_VAIN` times.
+    """
+    log, newest = storage / STARTS, str(max(committed(folder), default=0))
+    starts = [*(log.read_text().split() if log.is_file() else ()), newest]
+    atomic.write(log, " ".join(starts))
+    if starts[-MOST_IN_VAIN - 1 :].count(newest) > MOST_IN_VAIN:
+        last = (storage / LAST).read_text() if (storage / LAST).is_file() else "nothing"
+        raise UserError(
+            f"the workers of this training were lost {MOST_IN_VAIN} times in a row with no checkpoint between; the last said: {last}",
+            where=str(folder),
+            hint="look for out-of-memory kills (dmesg), or save more often (train.checkpoint_every)",
+        )
 
 
 def _teller(path: Path) -> Callable[[int, int], None]:

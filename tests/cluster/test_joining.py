@@ -93,7 +93,11 @@ def test_two_jobs_share_a_cluster_and_neither_waits_for_the_other(cluster):
     jobs = [subprocess.Popen(command, **options) for _ in range(2)]
     for job in jobs:
         assert job.stdout and job.stdout.readline() == "in\n"
-    spans = [json.loads(job.communicate("\n", timeout=300)[0]) for job in jobs if job.stdin]
+    for job in jobs:
+        assert job.stdin
+        job.stdin.write("\n")
+        job.stdin.flush()
+    spans = [json.loads(job.communicate(timeout=300)[0]) for job in jobs]
     assert all(most_at_once(mine) == 1 for mine in spans)
     (a, b), (c, d) = ((mine[0][0], mine[-1][1]) for mine in spans)
     assert max(a, c) < min(b, d), "they ran beside each other"
@@ -216,12 +220,12 @@ def test_a_port_in_use_is_named_and_nothing_is_left(tmp_path, monkeypatch):
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr("cluster.node.free_port", lambda: port)
+        ports = iter([port])
+        monkeypatch.setattr("cluster.node.free_port", lambda: next(ports, None) or free_port())
         with (
-            pytest.raises(UserError, match="Ray did not start") as error,
+            pytest.raises(UserError, match=f"port {port} is in use"),
             Node(tmp_path / "token", cpus=1) as node,
         ):
             folder = node.folder
             node.wait_for(1, 120)
-        assert str(port) in error.value.where and "in use" in error.value.where
         assert not folder.exists() and not (tmp_path / "token").exists()

@@ -6,6 +6,7 @@ tests are removed by the next.
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -81,11 +82,14 @@ class Hosts:
             _ip("-n", space, "link", "set", device, "up")
         _ip("-n", space, "route", "add", "default", "via", f"{self.net}.254")
 
-    def start(self, *names: str, seconds: float = 180) -> None:
-        """Add hosts with Ray, one CPU each; the first ever is the head."""
+    def start(self, *names: str, seconds: float = 180, without: Path | None = None) -> None:
+        """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty."""
         for name in names:
             self.add(name)
-            command = [sys.executable, "-m", "tests.host", str(self.token), *filter(None, [self.head])]
+            command = [sys.executable, "-m", "tests.host", str(self.token), self.head]
+            if without is not None:
+                hide = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {shlex.join(command)}"
+                command = ["unshare", "--mount", "sh", "-c", hide]
             with (
                 (self.folder / f"{name}.out").open("wb") as out,
                 (self.folder / f"{name}.log").open("wb") as log,

@@ -1,6 +1,7 @@
 """Three hosts with a real Ray cluster: one command does a whole recipe while hosts die and others join, to the same bytes."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -119,3 +120,25 @@ def test_one_command_ends_the_same_while_hosts_are_killed_and_others_join(
         left = {p.name for p in recipe.parent.rglob(".*")} - {".recipe", ".results"}
         assert not left, left
     same_run(recipe.parent, request.getfixturevalue("undisturbed"))
+
+
+def test_a_host_without_the_shared_folder_is_named_and_nothing_is_written_there(need_hosts, corpus, tmp_path):
+    """One host sees a disk of its own where the run lies, as where a mount was forgotten."""
+    recipe = write_recipe(tmp_path / "here", corpus)
+    with Hosts() as hosts:
+        hosts.start("h1")
+        hosts.start("h2", without=recipe.parent)
+        command = [sys.executable, "-m", "launch.cli", "run", str(recipe), f"cluster.address={hosts.head}"]
+        command += [f"cluster.token_file={hosts.token}", "--until", "pack"]
+        done = hosts.run("h1", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = done.communicate(timeout=300)
+        assert done.returncode == 2, out + err
+        assert (
+            "does not share this folder" in err
+            and f"{hosts.address('h2')}: {recipe.parent / 'dataset'}" in err
+        )
+        assert not [p for p in (recipe.parent / "dataset").rglob(".*")]
+        hosts.kill("h2")
+        again = hosts.run("h1", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        out, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, out
