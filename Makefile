@@ -11,7 +11,7 @@ help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
 	@echo "make test       environment, then the whole suite, on two processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
-	@echo "make test-cluster  submission to a real Slurm of two machines (apt-get install slurmctld slurmd slurm-client munge)"
+	@echo "make test-cluster  a real Slurm of two machines, and hosts that die (apt-get install slurmctld slurmd slurm-client munge iproute2)"
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
 	@echo "make clean      remove the environment and caches; runs and data stay"
@@ -38,7 +38,8 @@ test: env
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --ignore tests/cluster_suite
 
-# Its daemons want to be root; without their packages it is skipped, with SER_REQUIRE_SLURM=1 it fails.
+# Its daemons and network namespaces want to be root; what lacks packages or rights is skipped, and fails with
+# SER_REQUIRE_SLURM=1 and SER_REQUIRE_HOSTS=1.
 test-cluster: env
 	$(BIN)/python -m pytest tests/cluster_suite
 

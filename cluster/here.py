@@ -7,6 +7,8 @@ from typing import Any
 class Here:
     """`cluster.session.Session.map` without Ray: one item after the other, in order."""
 
+    node = "here"
+
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any], **resources: Any
     ) -> Iterator[tuple[int, Any]]:

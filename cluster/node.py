@@ -8,6 +8,7 @@ what was started here is ended here, nobody else's Ray.
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 import shutil
@@ -106,8 +107,13 @@ class Node:
         """
 
         def look() -> None:
-            if not self.alive():
-                raise UserError("Ray did not start", where=f"{os.uname().nodename}: {self.last_words()}")
+            if self.alive():
+                return
+            port, host = self.address.rpartition(":")[2], os.uname().nodename
+            if self.head is None and taken(int(port)):
+                hint = "start it again: it takes another free port"
+                raise UserError(f"Ray did not start: port {port} is in use", where=host, hint=hint)
+            raise UserError("Ray did not start", where=f"{host}: {self.last_words()}")
 
         await_nodes(self.address, nodes, patience, look)
 
@@ -160,6 +166,16 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("", 0))
         return s.getsockname()[1]
+
+
+def taken(port: int) -> bool:
+    """Whether another program listens at a port of this machine."""
+    with socket.socket() as s:
+        try:
+            s.bind(("", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def socket_address(towards: str = "192.0.2.1") -> str:

@@ -1,9 +1,20 @@
-"""Where a task runs: in the driver's folder, on a machine that can hold it, and only where Ray is installed."""
+"""Where a task runs: in the driver's folder, on a machine that shares it and can hold the task, over the right network."""
 
 import importlib.util
 import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from shards.errors import UserError
+
+MARK = ".driver-"
+_seen: set["Home"] = set()  # by this process
 
 
 def require_ray() -> None:
@@ -37,21 +48,187 @@ def go_home(folder: str) -> None:
         ) from error
 
 
-def refuse_impossible(num_cpus: float, num_gpus: float) -> None:
-    """Refuses a task that would wait for ever: no machine of a cluster that does not grow can hold it.
+@dataclass(frozen=True)
+class Home:
+    """The driver's folder, and files (path, content) that a machine sees which shares the driver's other folders."""
+
+    folder: str
+    marks: tuple[tuple[str, str], ...] = ()
+
+    def enter(self) -> None:
+        """Go there; once a process, make sure that what is written here is what the driver reads.
+
+        Raises:
+            UserError: Names the machine and the folder that it does not share.
+        """
+        go_home(self.folder)
+        if self in _seen:
+            return
+        for path, content in self.marks:
+            if _text(Path(path)) != content:
+                raise UserError(
+                    "a machine of the cluster does not share this folder with the one that runs the command",
+                    where=f"{own_address()}: {os.path.dirname(path)}",
+                    hint="put data.path and run_dir on a file system that every machine mounts at the same place, or take the machine out",
+                )
+        _seen.add(self)
+
+
+@contextmanager
+def marked(folders: Sequence[Path]) -> Iterator[Home]:
+    """The home of this process's tasks while the context lasts: each folder that is there gets a mark, which goes at the end."""
+    made: dict[Path, str] = {}
+    try:
+        for folder in filter(Path.is_dir, folders):
+            _sweep_marks(folder)
+            path = folder.resolve() / f"{MARK}{os.uname().nodename}-{os.getpid()}"
+            made[path] = secrets.token_hex(8)
+            path.write_text(made[path])
+        yield Home(os.getcwd(), tuple((str(path), text) for path, text in made.items()))
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
+
+
+def _sweep_marks(folder: Path) -> None:
+    """Delete the marks of this machine's drivers that were killed."""
+    for path in folder.glob(f"{MARK}{os.uname().nodename}-*"):
+        if not Path("/proc", path.name.rpartition("-")[2]).exists():
+            path.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def own_address() -> str:
+    """The address under which the cluster knows this machine."""
+    import ray
+
+    return ray.util.get_node_ip_address()
+
+
+def bind_gloo() -> None:
+    """Let this process's gloo talk over the interface by which the cluster knows this machine, unless the user chose one.
+
+    Left alone it takes the address that the host's own name resolves to, on many machines a loopback one, and
+    ranks on other machines are refused.
+    """
+    import psutil
+
+    own = own_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def refuse_unreachable(address: str, patience: float = 5.0) -> None:
+    """Asks a cluster at "host:port" who it is before Ray tries for long and gives up in general words.
+
+    Raises:
+        UserError: Nobody answers there, the token is not the cluster's, or what answers is no Ray.
+    """
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
+    from ray.exceptions import AuthenticationError, RayError
+
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    if address == "auto" or "://" in address:
+        return  # Ray looks for it itself
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=patience).close()
+    except ValueError:
+        raise UserError(
+            f"{address!r} is no address of a cluster",
+            where="cluster.address",
+            hint="auto, host:port of its head, or ray://host:port",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at this address ({error.strerror or error})",
+            where=f"cluster.address={address}",
+            hint="is its head running (ray start --head prints the address), and its port open to this machine?",
+        ) from None
+    try:
+        GcsClient(address=address).get_all_node_info(timeout=4 * patience)
+    except AuthenticationError as error:
+        raise UserError(
+            "the cluster did not accept the token" if _has_token() else "the cluster asks for a token",
+            where=f"cluster.address={address}",
+            hint="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that its head was started with",
+        ) from error
+    except (RayError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"what answers at this address is not a Ray head that this Ray can talk to ({str(error).splitlines()[0]})",
+            where=f"cluster.address={address}",
+            hint="give the head's own port (6379 unless told), not the dashboard's; versions of Ray must be the same",
+        ) from None
+
+
+def _has_token() -> bool:
+    return os.environ.get("RAY_AUTH_MODE") == "token"
+
+
+def room(num_cpus: float, num_gpus: float) -> int:
+    """How many tasks of such a size the machines that are there can hold at once."""
+    import ray
+
+    asked = {name: count for name, count in (("CPU", num_cpus), ("GPU", num_gpus)) if count > 0}
+    if not asked:
+        return 1_000_000
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(name, 0) / count + 1e-9 for name, count in asked.items())) for node in nodes)
+
+
+def refuse_impossible(
+    num_cpus: float,
+    num_gpus: float,
+    count: int = 1,
+    patience: float = 0.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Refuses tasks that would wait for ever: the machines of the cluster cannot hold `count` of them at once.
+
+    Args:
+        num_cpus: CPUs of one.
+        num_gpus: GPUs of one.
+        count: How many must run at once.
+        patience: Seconds in which machines may still come; a cluster that grows is told what is wanted.
+        say: Told that it waits.
 
     Raises:
         UserError: Names what is asked and what is there.
     """
+    if room(num_cpus, num_gpus) >= count:
+        return
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    asked = {"CPU": num_cpus, "GPU": num_gpus}
-    if any(all(node.get(name, 0) >= count for name, count in asked.items()) for node in nodes):
-        return
-    have = {name: max((node.get(name, 0) for node in nodes), default=0) for name in asked}
+    one = f"{num_cpus:g} CPUs and {num_gpus:g} GPUs"
+    asked = f"a task asks for {one}" if count == 1 else f"{count} workers ask for {one} each"
+    if patience > 0:
+        from ray.autoscaler.sdk import request_resources
+
+        say(f"{asked}; waiting up to {patience:.0f} s for machines (cluster.wait)")
+        wanted = [{"CPU": num_cpus, "GPU": num_gpus} if num_gpus else {"CPU": num_cpus}] * count
+        request_resources(bundles=wanted)
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            if room(num_cpus, num_gpus) >= count:
+                request_resources(bundles=[])
+                return
+            time.sleep(0.5)
+        request_resources(bundles=[])
+    have = _most([node["Resources"] for node in ray.nodes() if node["Alive"]], sum if count > 1 else max)
     raise UserError(
-        f"a task asks for {num_cpus:g} CPUs and {num_gpus:g} GPUs; this cluster has {have['CPU']:g} and {have['GPU']:g}",
-        where="cluster.cpus_per_task, cluster.gpus_per_task",
-        hint="ask for less, raise cluster.cpus, or join a cluster that has them (cluster.address)",
+        f"{asked}; this cluster has {have['CPU']:g} and {have['GPU']:g}",
+        where="cluster.cpus_per_task, cluster.gpus_per_task" + (", train.workers" if count > 1 else ""),
+        hint="ask for less, raise cluster.cpus, or join a cluster that has them (cluster.address; cluster.wait where it grows)",
     )
+
+
+def _most(nodes: Sequence[Mapping[str, Any]], add: Callable) -> dict[str, float]:
+    return {name: add([node.get(name, 0) for node in nodes] or [0]) for name in ("CPU", "GPU")}

@@ -3,22 +3,28 @@
 A small training is over in seconds, so a worker process that imports torch and DeepSpeed once and then runs one
 training after the other beats one process each. Progress is read from the workers between waits; a worker that dies
 is replaced and its training goes on from its last checkpoint. Work is pulled, so unequal trainings finish together.
+A worker goes when nothing is left for it, and on a shared cluster after a while between two trainings, so that the other
+jobs there get their turn.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.session import PATIENCE, go_home, refuse_impossible
+from cluster.place import Home, refuse_impossible
+from cluster.session import PATIENCE
 from ser.job import Job
 from ser.produce import Done, Work
 from ser.quarantine import Quarantine
 from ser.recipe import Recipe
+from ser.stopping import WITHIN, StopFlag, Stopped, saving
 from shards.errors import UserError
 
 MOST_DEATHS = 3
+HELD = 300.0  # seconds for which a worker of a shared cluster is kept over several trainings
 Progress = Callable[[Job, int, int], None]
 
 
@@ -31,10 +37,10 @@ class Trained:
 
 
 class TrainWorker:
-    """Runs trainings of a world of one, one at a time; `progress` answers while one runs."""
+    """Runs trainings of a world of one, one at a time; `progress` and `stop` are heard while one runs."""
 
-    def __init__(self, home: str = ".") -> None:
-        self.steps, self.home = (0, 0), home
+    def __init__(self, home: Home | None = None) -> None:
+        self.steps, self.home, self.asked = (0, 0), home or Home("."), StopFlag()
 
     def run(self, recipe: Recipe, job: Job) -> float:
         """Train; returns seconds."""
@@ -42,8 +48,8 @@ class TrainWorker:
 
         began = time.perf_counter()
         self.steps = (0, 0)
-        go_home(self.home)
-        train(recipe, job, report=self._note, patience=PATIENCE)
+        self.home.enter()
+        train(recipe, job, report=self._note, patience=PATIENCE, stop=self.asked)
         return time.perf_counter() - began
 
     def _note(self, done: int, total: int) -> None:
@@ -53,57 +59,154 @@ class TrainWorker:
         """(steps done, steps in all) of the running training."""
         return self.steps
 
+    def stop(self) -> None:
+        """Save at the next step boundary and stop."""
+        self.asked.request()
+
+
+class Pool:
+    """At most `most` workers of a recipe's size. One gets work when it is there; until then others do it.
+
+    Args:
+        recipe: The resolved recipe.
+        most: Workers at once.
+        home: Where they work.
+        held: Seconds after which a worker is given back after its training, so that who shares the cluster gets a turn.
+    """
+
+    def __init__(self, recipe: Recipe, most: int, home: Home, held: float = math.inf):
+        import ray
+
+        want = recipe.cluster
+        self.actor = ray.remote(TrainWorker).options(
+            num_cpus=want.cpus_per_task, num_gpus=want.gpus_per_task, max_concurrency=2
+        )
+        self.recipe, self.most, self.home, self.held = recipe, most, home, held
+        self.coming: dict[Any, Any] = {}  # what answers when it is there -> worker
+        self.running: dict[Any, tuple[Any, Job]] = {}
+        self.since: dict[Any, float] = {}
+        self.lost = 0  # in a row, before they were there
+
+    def hire(self, needed: int) -> None:
+        """Ask for workers until `needed` of them are there or coming; let those go that nothing is left for."""
+        while len(self.coming) + len(self.running) < min(self.most, needed):
+            worker = self.actor.remote(self.home)
+            self.coming[worker.progress.remote()] = worker
+        while self.coming and len(self.coming) + len(self.running) > needed:
+            self.end(self.coming.popitem()[1])
+
+    def give(self, worker: Any, job: Job) -> None:
+        """Start a training on a worker that is there."""
+        self.since.setdefault(worker, time.monotonic())
+        self.running[worker.run.remote(self.recipe, job)] = worker, job
+
+    def keeps(self, worker: Any) -> bool:
+        """Whether a worker that is done with a training may do another."""
+        return time.monotonic() - self.since[worker] < self.held
+
+    def end(self, worker: Any) -> None:
+        """Give back a worker and what it has of the cluster."""
+        import ray
+
+        self.since.pop(worker, None)
+        ray.kill(worker)
+
+    def came(self, reference: Any) -> Any:
+        """The worker that is there now; None where it died on the way.
+
+        Raises:
+            UserError: That happened too often.
+        """
+        import ray
+        from ray.exceptions import RayActorError
+
+        worker = self.coming.pop(reference)
+        try:
+            ray.get(reference)
+        except RayActorError as error:
+            self.lost += 1
+            if self.lost >= 10 * MOST_DEATHS:
+                raise UserError(
+                    f"workers died {self.lost} times before they began: {str(error).splitlines()[0]}",
+                    hint="is this package installed on every machine of the cluster?",
+                ) from None
+            return None
+        self.lost = 0
+        return worker
+
+    def close(self) -> None:
+        """End them all."""
+        for worker in [*self.coming.values(), *(worker for worker, _ in self.running.values())]:
+            self.end(worker)
+
 
 def train_all(
-    recipe: Recipe, jobs: Sequence[Job], workers: int, progress: Progress | None = None
+    recipe: Recipe,
+    jobs: Sequence[Job],
+    workers: int,
+    progress: Progress | None = None,
+    home: Home | None = None,
 ) -> Iterator[Trained]:
     """Run all trainings over `workers` long-lived Ray actors; yields each as it finishes.
 
     Raises:
         UserError: Of a training, as it raised it; a training whose worker died too often; or an embedded cluster that
             cannot hold one.
+        Stopped: A signal asked this process to stop; trainings have saved where they were.
     """
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
     if recipe.cluster.address is None:
         refuse_impossible(recipe.cluster.cpus_per_task, recipe.cluster.gpus_per_task)
-    home = os.getcwd()
-    actor = ray.remote(TrainWorker).options(
-        num_cpus=recipe.cluster.cpus_per_task, num_gpus=recipe.cluster.gpus_per_task, max_concurrency=2
-    )
+    shared = recipe.cluster.address is not None
+    pool = Pool(recipe, workers, home or Home(os.getcwd()), HELD if shared else math.inf)
     waiting, deaths = list(jobs), dict.fromkeys(jobs, 0)
-    idle = [actor.remote(home) for _ in range(min(workers, len(waiting)))]
-    running: dict[Any, tuple[Any, Job]] = {}
+    asked: list[float] = []  # when we were asked to stop
+    told: set[Any] = set()
     try:
-        while waiting or running:
-            while idle and waiting:
-                worker, job = idle.pop(), waiting.pop(0)
-                running[worker.run.remote(recipe, job)] = (worker, job)
-            done, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
-            if progress:
-                _show(running, done, progress)
-            for reference in done:
-                worker, job = running.pop(reference)
-                try:
-                    seconds = ray.get(reference)
-                except RayTaskError as error:
-                    raise (error.cause if isinstance(error.cause, UserError) else error) from None
-                except RayActorError:
-                    deaths[job] += 1
-                    if deaths[job] >= MOST_DEATHS:
-                        raise UserError(
-                            f"the worker of {job} died {deaths[job]} times",
-                            hint="look for out-of-memory kills (dmesg), or lower cluster.cpus",
-                        ) from None
-                    waiting.insert(0, job)
-                    idle.append(actor.remote(home))
-                    continue
-                idle.append(worker)
-                yield Trained(job, seconds)
+        with saving(lambda: asked.append(time.monotonic())):
+            while pool.running or (waiting and not asked):
+                pool.hire(len(waiting) + len(pool.running) if not asked else 0)
+                done, _ = ray.wait([*pool.coming, *pool.running], num_returns=1, timeout=0.5)
+                if progress:
+                    _show(pool.running, done, progress)
+                for worker, _ in pool.running.values() if asked else ():
+                    if worker not in told:
+                        told.add(worker)
+                        worker.stop.remote()
+                if asked and time.monotonic() - asked[0] > WITHIN:
+                    break
+                for reference in done:
+                    if reference in pool.coming:
+                        worker = pool.came(reference)
+                    else:
+                        worker, job = pool.running.pop(reference)
+                        try:
+                            seconds = ray.get(reference)
+                        except RayTaskError as error:
+                            if isinstance(error.cause, Stopped):
+                                pool.end(worker)
+                                continue
+                            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+                        except RayActorError:
+                            deaths[job] += 1
+                            if deaths[job] >= MOST_DEATHS:
+                                raise UserError(
+                                    f"the worker of {job} died {deaths[job]} times",
+                                    hint="look for out-of-memory kills (dmesg), or lower cluster.cpus",
+                                ) from None
+                            waiting.insert(0, job)
+                            continue
+                        yield Trained(job, seconds)
+                    if worker is None:
+                        continue
+                    if waiting and not asked and (worker not in pool.since or pool.keeps(worker)):
+                        pool.give(worker, waiting.pop(0))
+                    else:
+                        pool.end(worker)  # others may want what it has
     finally:
-        for worker in [*idle, *(worker for worker, _ in running.values())]:
-            ray.kill(worker)
+        pool.close()
 
 
 def _show(running: dict[Any, tuple[Any, Job]], done: list[Any], progress: Progress) -> None:

@@ -1,11 +1,13 @@
 """A Ray session: embedded on this machine by default, or a running cluster by address.
 
 Guarantees: only what was started here is shut down; the embedded cluster has its own token (a private file of mode 0600), its own
-temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; `map` keeps a
+temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; of a joined
+cluster it takes `cpus` CPUs at most, the rest is other jobs'; a cluster that cannot be joined is refused within seconds, in
+words; a handler of SIGTERM that stood before Ray started stands after it; `map` keeps a
 bounded number of tasks in flight, cancels them when the caller stops or anything fails, and raises a task's UserError as
 if the function had been called here.
 A task sees the GPUs that it was given and, given none, no GPU; it runs in the folder that the driver was in, so relative paths
-mean the same everywhere.
+mean the same everywhere, on a machine that shares the driver's folders, or is refused.
 Gives up: one session a process at a time (Ray's own limit). A cancelled task stops at its next Python instruction, so one
 long native call is waited for by whoever needs its CPU.
 """
@@ -15,13 +17,17 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.place import go_home, refuse_impossible, require_ray
+from cluster.place import Home, marked, own_address, refuse_impossible, refuse_unreachable, require_ray
 from shards.errors import UserError
 
 PREFIX = "ser-ray-"
@@ -40,13 +46,21 @@ class Session:
 
     Args:
         address: Of a running cluster ("auto", "ray://...", "host:port"); None starts an embedded one.
-        cpus: CPUs of the embedded cluster; default all of the machine.
+        cpus: CPUs of the embedded cluster, default all of the machine; of a joined one, those used at once.
         gpus: GPUs of the embedded cluster; default all that Ray finds.
         namespace: Ray namespace of named actors.
         env: Environment variables of the workers, beside OMP_NUM_THREADS=1.
+        token_file: File with the token of the cluster at `address`; default what Ray's own variables say.
+        shared: Local folders that every machine of the cluster at `address` must see.
+        wait: Seconds for which machines are waited for where the cluster cannot hold what is asked.
+        say: Told what is waited for.
+
+    Attributes:
+        node: Address of the machine that gave the result which `map` yielded last.
 
     Raises:
-        UserError: The cluster at `address` cannot be reached, or Ray is not installed.
+        UserError: The cluster at `address` cannot be joined (nobody there, another token, other versions), or Ray is not
+            installed.
     """
 
     def __init__(
@@ -56,8 +70,15 @@ class Session:
         namespace: str = "ser",
         env: Mapping[str, str] | None = None,
         gpus: int | None = None,
+        *,
+        token_file: str | None = None,
+        shared: Sequence[Path] = (),
+        wait: float = 0.0,
+        say: Callable[[str], None] = lambda text: None,
     ):
         self.address, self.cpus, self.gpus, self.namespace = address, cpus, gpus, namespace
+        self.token_file, self.shared, self.wait, self.say = token_file, shared, wait, say
+        self.node, self.home, self._stack = "", Home("."), ExitStack()
         self.env = {"OMP_NUM_THREADS": "1", **_NO_STRAY_GPU} | dict(env or {})
         self._started = False
         self._folder: Path | None = None
@@ -73,6 +94,8 @@ class Session:
             self._lock = _locked(made)  # before it has the name that others sweep
             self._folder = made.rename(made.with_name(made.name[1:]))
             self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | _token(self._folder))
+        elif self.token_file is not None:
+            self._set({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.path.abspath(self.token_file)})
         import ray
 
         _forget_token()
@@ -86,6 +109,10 @@ class Session:
         if self.address is None:
             options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "include_dashboard": False}
         try:
+            if self.address is not None:
+                _refuse_missing_token()
+                refuse_unreachable(self.address)
+            handler = signal.getsignal(signal.SIGTERM)
             ray.init(
                 address=self.address or "local",
                 namespace=self.namespace,
@@ -96,15 +123,16 @@ class Session:
                 **options,
             )
             self._started = True
+            # Ray has put its own there: it ends a driver without asking its trainings to save.
+            if callable(handler) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
+            folders = self.shared if self.address is not None else ()
+            self.home = self._stack.enter_context(marked(folders))
         except (ConnectionError, RuntimeError, ValueError) as error:
             self._close()
             if self.address is None:
                 raise
-            raise UserError(
-                f"cannot join the Ray cluster: {str(error).splitlines()[0]}",
-                where=self.address,
-                hint="check that it runs (ray status) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those of its head",
-            ) from error
+            raise _refusal(self.address, str(error)) from error
         except BaseException:
             self._close()
             raise
@@ -114,6 +142,7 @@ class Session:
         self._close()
 
     def _close(self) -> None:
+        self._stack.close()
         if self._started:
             import ray
 
@@ -159,21 +188,21 @@ class Session:
                 it held of them is free for the next.
 
         Raises:
-            UserError: The embedded cluster has too few CPUs or GPUs for one task. Else as the function raised it. Any other exception of a task comes as its own type, too.
+            UserError: No machine of the cluster has the CPUs or GPUs of one task, nor comes within `wait` seconds. Else as
+                the function raised it. Any other exception of a task comes as its own type, too.
         """
         import ray
         from ray.exceptions import RayTaskError
 
-        if self.address is None:
-            refuse_impossible(num_cpus, num_gpus)
-        home = os.getcwd()
+        self.refuse_impossible(num_cpus, num_gpus)
+        home = replace(self.home, folder=os.getcwd())
 
         def call(item: Any) -> Any:  # ray.remote refuses partials and instances as they are
-            go_home(home)
-            return function(item)
+            home.enter()
+            return function(item), own_address()
 
         task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)(call)
-        limit = max_in_flight or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        limit = max_in_flight or self._in_flight(num_cpus)
         queue = enumerate(items)
         running: dict[Any, int] = {}
         try:
@@ -184,7 +213,7 @@ class Session:
                     return
                 done, _ = ray.wait(list(running), num_returns=1)
                 try:
-                    result = ray.get(done[0])
+                    result, self.node = ray.get(done[0])
                 except RayTaskError as error:
                     raise (error.cause if isinstance(error.cause, UserError) else error) from None
                 yield running.pop(done[0]), result
@@ -196,6 +225,94 @@ class Session:
                 for reference in late:
                     # By force: an interrupt is lost on a task that waits in compiled code, and work is idempotent.
                     ray.cancel(reference, force=True)
+
+    def refuse_impossible(self, num_cpus: float, num_gpus: float, count: int = 1) -> None:
+        """Refuses tasks of which the cluster cannot hold `count` at once, nor could if `cpus` of it are used.
+
+        Raises:
+            UserError: Names what is asked and what is there.
+        """
+        if self.address is not None and self.cpus is not None and count * num_cpus > self.cpus:
+            raise UserError(
+                f"{count} x {num_cpus:g} CPUs are asked for at once, and this run may use {self.cpus}",
+                where="cluster.cpus",
+                hint="raise cluster.cpus, or lower cluster.cpus_per_task or train.workers",
+            )
+        refuse_impossible(num_cpus, num_gpus, count, self.wait if self.address is not None else 0.0, self.say)
+
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs that this session may use at once, of those that the cluster has now."""
+        import ray
+
+        found = ray.cluster_resources()
+        have = {name: found.get(name, 0.0) for name in ("CPU", "GPU")}
+        if self.address is not None and self.cpus is not None:
+            have["CPU"] = min(have["CPU"], self.cpus)
+        return have
+
+    def _in_flight(self, num_cpus: float) -> int:
+        """Tasks handed to Ray at a time: enough that none of the CPUs waits, and never more than `cpus` of a joined cluster."""
+        cpus = self.resources()["CPU"]
+        if self.address is not None and self.cpus is not None:
+            return max(1, int(cpus / max(num_cpus, 1e-9)))
+        return max(2, 2 * int(cpus))
+
+    def describe(self) -> str:
+        """Which cluster this is, what it has and what of it is used, in a line."""
+        import ray
+
+        found = ray.cluster_resources()
+        machines = sum(1 for node in ray.nodes() if node["Alive"])
+        have = f"{found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
+        if self.address is None:
+            return f"Ray on this machine: {have}"
+        address = ray.get_runtime_context().gcs_address
+        used = "all of them" if self.cpus is None else f"at most {self.resources()['CPU']:g} CPUs at once"
+        return (
+            f"Ray at {address}: {machines} machine{'s' * (machines != 1)} with {have}; this run uses {used}"
+        )
+
+
+def _refuse_missing_token() -> None:
+    """Ray aborts the whole process (2.60) where it is told to use a token and finds none.
+
+    Raises:
+        UserError: Names the file.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        if path.read_text().strip():
+            return
+        why = "it is empty"
+    except OSError as error:
+        why = error.strerror
+    raise UserError(
+        f"the cluster's token cannot be read: {why}",
+        where=str(path),
+        hint="copy the token file of the cluster's head there (mode 0600), or name it: cluster.token_file, RAY_AUTH_TOKEN_PATH",
+    )
+
+
+def _refusal(address: str, said: str) -> UserError:
+    """Why a cluster was not joined, in Ray's own words where there are no better ones."""
+    where = f"cluster.address={address}"
+    if "Version mismatch" in said:
+        found = [
+            line.split()[-1] for line in said.splitlines() if line.strip().startswith(("Ray:", "Python:"))
+        ]
+        theirs, ours = (f"Ray {a} on Python {b}" for a, b in (found[:2], found[2:4]))
+        return UserError(
+            f"the cluster runs {theirs}, this environment {ours}",
+            where=where,
+            hint="both must be the same: use the environment that the cluster was started with",
+        )
+    return UserError(
+        f"cannot join the Ray cluster: {said.splitlines()[0]}",
+        where=where,
+        hint="check that it runs (ray status) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those of its head",
+    )
 
 
 def _token(folder: Path) -> dict[str, str]:

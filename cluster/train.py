@@ -1,76 +1,153 @@
 """One training on several workers: Ray Train (TorchTrainer) around `ser.train`, DeepSpeed inside.
 
-The run directory is the truth: on a restart after a lost worker the loop reads its own committed checkpoint there.
-Ray gets a number to show, never a copy of the checkpoint. A user's mistake is not a lost worker: it is written down and
-ends the training instead of being tried again.
+The run directory is the truth: on a restart after a lost worker or machine the loop reads its own committed checkpoint
+there. Ray gets a number to show, never a copy of the checkpoint. A user's mistake is not a lost worker: it is written down
+and ends the training instead of being tried again. A request to stop travels as a file, which every rank sees.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ser.checkpoint import write_json
+from cluster.place import Home, bind_gloo, refuse_impossible
+from ser.checkpoint import committed, write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
+from ser.stopping import WITHIN, StopFlag, Stopped, saving
+from shards import atomic
 from shards.errors import UserError
 
+MOST_IN_VAIN = 3
+STOP, STOPPED, STEPS, STARTS, LAST = (
+    "stop",
+    "stopped",
+    "steps",
+    "starts",
+    "last",
+)  # files beside Ray's own of a training
 
-def train_many(recipe: Recipe, job: Job, *, max_failures: int = 3) -> Path:
+
+def train_many(
+    recipe: Recipe,
+    job: Job,
+    *,
+    home: Home | None = None,
+    progress: Callable[[Job, int, int], None] | None = None,
+) -> Path:
     """Train one job on `train.workers` Ray Train workers.
 
     Args:
         recipe: The resolved recipe.
         job: Which training.
-        max_failures: Lost workers survived before giving up.
+        home: Where the workers work; default this process's folder.
+        progress: Told (job, steps done, steps in all) now and then.
 
     Returns:
         The training's directory.
 
     Raises:
-        UserError: As the training raised it.
+        UserError: As the training raised it; workers that are lost again and again without a checkpoint between; or an
+            embedded cluster that cannot hold them.
+        Stopped: A signal asked this process to stop; the training has saved where it was.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
     config, folder = train_config(recipe, job), directory(recipe, job).resolve()
+    want = recipe.cluster
+    if want.address is None:
+        refuse_impossible(want.cpus_per_task, want.gpus_per_task, config.workers)
     storage = folder.parent / f".{folder.name}-ray"
     shutil.rmtree(storage, ignore_errors=True)  # of a killed call
     storage.mkdir(parents=True)
-    gpu = recipe.cluster.gpus_per_task > 0
+    gpu = want.gpus_per_task > 0
     trainer = TorchTrainer(
         _loop,
         train_loop_config={
             "recipe": recipe.model_dump_json(),
             "job": job,
-            "cwd": os.getcwd(),
+            "home": home or Home(os.getcwd()),
             "storage": str(storage),
         },
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=_on_its_network()(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=gpu,
-            resources_per_worker={
-                "CPU": recipe.cluster.cpus_per_task,
-                **({"GPU": recipe.cluster.gpus_per_task} if gpu else {}),
-            },
+            resources_per_worker={"CPU": want.cpus_per_task, **({"GPU": want.gpus_per_task} if gpu else {})},
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # `_note_start` counts those that lead nowhere
         ),
     )
     try:
-        trainer.fit()
-    except TrainingFailedError:
-        if not _refusals(storage):
-            raise
-    for refusal in _refusals(storage):
-        raise UserError(**json.loads(refusal.read_text()))
-    shutil.rmtree(storage, ignore_errors=True)
+        with saving((storage / STOP).touch):
+            failure = _fit(trainer, storage, lambda done, total: progress and progress(job, done, total))
+            for refusal in _refusals(storage):
+                raise UserError(**json.loads(refusal.read_text()))
+            if failure is not None:
+                raise failure
+            if (storage / STOPPED).is_file():
+                raise Stopped((storage / STOPPED).read_text())
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
     return folder
+
+
+def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> BaseException | None:
+    """Train; returns what went wrong.
+
+    In a thread: there Ray leaves Ctrl-C to us (its own handler ends the process with code 0), and this one can look at
+    what the training writes.
+
+    Raises:
+        Stopped: It was asked to save and did not within `WITHIN` seconds.
+    """
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    asked = None
+    while thread.is_alive():
+        thread.join(0.5)
+        with contextlib.suppress(OSError, ValueError):
+            done, total = (storage / STEPS).read_text().split()
+            tell(int(done), int(total))
+        if (storage / STOP).exists():
+            asked = asked or time.monotonic()
+            if time.monotonic() - asked > WITHIN:
+                raise Stopped("stopped on request, at the last checkpoint; run the same command to go on")
+    return failures[0] if failures else None
+
+
+def _on_its_network() -> Any:
+    """Ray's configuration of torch whose workers first choose the interface over which gloo talks."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(bind_gloo)
+            super().on_start(worker_group, backend_config)
+
+    class OnItsNetwork(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return OnItsNetwork
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -83,18 +160,61 @@ def _loop(config: dict[str, Any]) -> None:
     storage = Path(config["storage"])
     if _refusals(storage):
         return
-    os.chdir(config["cwd"])
     context = ray.train.get_context()
+    rank = context.get_world_rank()
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     recipe = Recipe.model_validate_json(config["recipe"])
     try:
-        train(recipe, config["job"], patience=PATIENCE)
+        config["home"].enter()
+        if rank == 0:
+            _note_start(storage, directory(recipe, config["job"]))
+        train(recipe, config["job"], _teller(storage / STEPS), PATIENCE, StopFlag(storage / STOP))
+    except Stopped as stopped:
+        if rank == 0:
+            atomic.write(storage / STOPPED, str(stopped))
+        return
     except UserError as error:
         # Raised all the same: the other workers may wait in a collective. The restart that follows finds the file.
-        mine = storage / f"refusal-{context.get_world_rank()}.json"
-        write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
+        mine = storage / f"refusal-{rank}.json"
+        if storage.is_dir():
+            write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
         raise
-    ray.train.report({"rank": context.get_world_rank()})
+    except Exception as error:
+        if storage.is_dir():
+            atomic.write(storage / LAST, f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    ray.train.report({"rank": rank})
+
+
+def _note_start(storage: Path, folder: Path) -> None:
+    """Write down from which step the workers start, the first time or again.
+
+    Raises:
+        UserError: From the same one as the last `MOST_IN_VAIN` times.
+    """
+    log, newest = storage / STARTS, str(max(committed(folder), default=0))
+    starts = [*(log.read_text().split() if log.is_file() else ()), newest]
+    atomic.write(log, " ".join(starts))
+    if starts[-MOST_IN_VAIN - 1 :].count(newest) > MOST_IN_VAIN:
+        last = (storage / LAST).read_text() if (storage / LAST).is_file() else "nothing"
+        raise UserError(
+            f"the workers of this training were lost {MOST_IN_VAIN} times in a row with no checkpoint between; the last said: {last}",
+            where=str(folder),
+            hint="look for out-of-memory kills (dmesg), or save more often (train.checkpoint_every)",
+        )
+
+
+def _teller(path: Path) -> Callable[[int, int], None]:
+    """Writes how far a training is, once a second."""
+    last = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            atomic.write(path, f"{done} {total}")
+
+    return tell
 
 
 def _refusals(storage: Path) -> list[Path]:

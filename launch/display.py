@@ -25,14 +25,14 @@ class Bar:
 
     def __init__(self, title: str, unit: str, progress: Progress | None, console: Console):
         self.title, self.unit, self.progress, self.console = title, unit, progress, console
-        self.task = progress.add_task(title, total=None) if progress is not None else None
+        self.task = progress.add_task(title, total=None, pace="") if progress is not None else None
         self.began = self.printed = time.perf_counter()
         self.ended = False
 
-    def update(self, done: float, total: float) -> None:
-        """`done` of `total` are finished."""
+    def update(self, done: float, total: float, pace: str = "") -> None:
+        """`done` of `total` are finished; `pace` says how fast, where that is not `done` a second."""
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=done, total=total)
+            self.progress.update(self.task, completed=done, total=total, pace=pace)
             return
         now = time.perf_counter()
         last = done >= total and not self.ended
@@ -40,11 +40,12 @@ class Bar:
             self.printed, self.ended = now, self.ended or last
             elapsed = now - self.began
             left = elapsed / done * (total - done) if done else float("nan")
-            pace = done / elapsed if elapsed else 0.0
-            rate = f"{pace:.1f} {self.unit}/s" if pace >= 1 else f"{60 * pace:.1f} {self.unit}/min"
+            speed = done / elapsed if elapsed else 0.0
+            rate = f"{speed:.1f} {self.unit}/s" if speed >= 1 else f"{60 * speed:.1f} {self.unit}/min"
+            shown = pace or (rate if self.unit else "")
             self.console.print(
                 f"{self.title}: {int(done)}/{total:.0f}  {elapsed:.0f} s, {left:.0f} s left"
-                + (f"  {rate}" if self.unit else "")
+                + (f"  {shown}" if shown else "")
             )
 
 
@@ -76,6 +77,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
         )
         with Progress(*columns, console=self.console) as progress:
             yield Bar(title, unit, progress, self.console)

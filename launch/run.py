@@ -17,6 +17,7 @@ from launch.display import Display
 from launch.runner import Line, Runner
 from launch.search import combinations, dev_value, keep_choice
 from launch.stored import feature_stage, frames_stage, layers_stage, targets_stage
+from launch.tally import Tally
 from ser import __version__, hubs, pin, trackers
 from ser.checkpoint import write_json
 from ser.job import (
@@ -34,6 +35,7 @@ from ser.setting import Setting, open_setting
 from shards import manifest, transcripts
 from shards.dataset import Dataset
 from shards.errors import UserError
+from shards.index import ShardReport
 from shards.lock import hold
 from shards.mirror import mirrored
 from shards.store import Store
@@ -199,10 +201,17 @@ def pack_stage(runner: Runner) -> None:
     with runner.display.bar("pack") as bar:
         from cluster.pack import over
 
+        tally = Tally()
+
+        def packed(report: ShardReport, done: int, total: int) -> None:
+            tally.add(runner.session().node, report.rows, report.seconds)
+            bar.update(done, total, tally.pace())
+
         dataset = pack(
             utterances, data.path, data.shard_seconds, run=lambda f, items: over(runner.session())(f, items),
-            progress=lambda report, done, total: bar.update(done, total), max_quarantined=data.max_quarantined,
+            progress=packed, max_quarantined=data.max_quarantined,
         )  # fmt: skip
+    tally.show(runner.display, "pack")
     store.put(mark, asked.encode())
     hours = float(dataset.samples.sum()) / 16000 / 3600
     runner.record("pack", len(dataset.shards), 0, began, f"{len(dataset):,} utterances, {hours:.2f} h")
@@ -307,14 +316,19 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
             elif single:
                 from cluster.pool import train_all
 
-                for trained in train_all(recipe, single, runner.workers(), progress.steps):
+                for trained in train_all(
+                    recipe, single, runner.workers(), progress.steps, runner.session().home
+                ):
                     progress.finished(trained.job)
             for job in due:
                 if job not in single:
                     from cluster.train import train_many
 
-                    runner.session()
-                    train_many(recipe, job)
+                    session, want = runner.session(), recipe.cluster
+                    session.refuse_impossible(
+                        want.cpus_per_task, want.gpus_per_task, train_config(recipe, job).workers
+                    )
+                    train_many(recipe, job, home=session.home, progress=progress.steps)
                     progress.finished(job)
     runner.record(title, len(due), kept, began, note)
 

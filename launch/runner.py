@@ -4,6 +4,7 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cluster.here import Here
@@ -11,6 +12,7 @@ from launch.display import Display
 from ser.recipe import Recipe
 from shards.errors import UserError
 from shards.mirror import Mirror
+from shards.store import Store
 
 
 @dataclass
@@ -52,23 +54,26 @@ class Runner:
                 if self.recipe.cluster.address is None
                 else f"joining Ray at {self.recipe.cluster.address}"
             )
+            want, data = self.recipe.cluster, Store(self.recipe.data.path)
+            shared = [path for path in (self.recipe.directory,) if path.is_dir()]
+            shared += [Path(data.path(""))] if data.is_local else []
             # Workers see the folder that this process works in, whatever their own environment says.
             env = {"SER_SCRATCH": str(self.recipe.directory.parent)} if self.recipe.is_remote else {}
+            options = {"token_file": want.token_file, "shared": shared, "wait": want.wait, "env": env}
             self._session = self.stack.enter_context(
-                Session(self.recipe.cluster.address, self.recipe.cluster.cpus, env=env)
+                Session(want.address, want.cpus, say=self.display.say, **options)
             )
             if self.recipe.is_remote:
                 refuse_strangers(self.recipe)
+            self.display.say(self._session.describe())
         return self._session
 
     def workers(self) -> int:
         """Trainings that run at once: what the cluster's declared resources allow."""
-        self.session()
-        import ray
-
-        have, want = ray.cluster_resources(), self.recipe.cluster
-        by_cpu = have.get("CPU", 1) / max(want.cpus_per_task, 1e-9)
-        by_gpu = have.get("GPU", 0) / want.gpus_per_task if want.gpus_per_task else by_cpu
+        have, want = self.session().resources(), self.recipe.cluster
+        self.session().refuse_impossible(want.cpus_per_task, want.gpus_per_task)
+        by_cpu = have["CPU"] / max(want.cpus_per_task, 1e-9)
+        by_gpu = have["GPU"] / want.gpus_per_task if want.gpus_per_task else by_cpu
         return max(1, int(min(by_cpu, by_gpu)))
 
     def record(self, stage: str, made: int, kept: int, began: float, note: str = "") -> None:

@@ -6,7 +6,10 @@ Each asks what is still due, prints what that costs, and computes it over the cl
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from launch.runner import Runner
+from launch.tally import Tally
 from ser import produce
 from ser.bill import Bill
 from ser.bill import bill as bill_of
@@ -14,6 +17,7 @@ from ser.frames import frame_work, refuse_full_disk
 from ser.job import Job
 from ser.layers import layer_work
 from ser.setting import Setting
+from shards.utterance import SAMPLE_RATE
 
 
 def feature_stage(runner: Runner, setting: Setting) -> None:
@@ -67,13 +71,21 @@ def _store(
     refuse_full_disk(setting, bill.bytes)
     from cluster.pool import compute_all
 
-    total = sum(max(len(rows) for rows in item.rows.values()) for item in work)
-    done, bad = 0, {}
+    total = sum(len(_rows(item)) for item in work)
+    done, bad, session, tally = 0, {}, runner.session(), Tally()
     with runner.display.bar(title, unit="utt") as bar:
-        for item, result in compute_all(runner.session(), setting.recipe, work):
-            done += max(len(rows) for rows in item.rows.values())
+        for item, result in compute_all(session, setting.recipe, work):
+            rows = _rows(item)
+            tally.add(session.node, len(rows), float(setting.dataset.samples[rows].sum()) / SAMPLE_RATE)
+            done += len(rows)
             bad.update(dict(result.quarantined))
-            bar.update(done, total)
+            bar.update(done, total, tally.pace())
+    tally.show(runner.display, title)
     if bad:
         runner.display.warn(f"{len(bad)} utterances could not be read, for example {next(iter(bad.items()))}")
     runner.record(title, len(work), 0, began, str(bill))
+
+
+def _rows(work: produce.Work) -> np.ndarray:
+    """The rows that a unit reads: those of the store that lacks most."""
+    return max(work.rows.values(), key=len)

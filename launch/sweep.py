@@ -162,8 +162,9 @@ class _Driving:
         from cluster.session import Session
 
         if self.session is None:
+            want = self.recipe.cluster
             self.session = self.stack.enter_context(
-                Session(self.recipe.cluster.address, self.recipe.cluster.cpus)
+                Session(want.address, want.cpus, token_file=want.token_file)
             )
 
     def _write(self, study: Study, found: Any) -> dict[str, Any]:

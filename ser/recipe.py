@@ -232,10 +232,19 @@ class TunedOn(Strict):
 
 
 class ClusterConfig(Strict):
-    """Where Ray runs: None starts an embedded one. Resources are declared, not grabbed."""
+    """Where Ray runs: None starts an embedded one. Resources are declared, not grabbed.
+
+    Attributes:
+        address: Of a running cluster: host:port of its head, or auto.
+        token_file: File with that cluster's token; default what RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN say.
+        cpus: CPUs of the embedded cluster; of a joined one, how many this run uses at once.
+        wait: Seconds for which machines of a joined cluster are waited for that a task needs and nobody has.
+    """
 
     address: str | None = None
+    token_file: str | None = None
     cpus: int | None = None
+    wait: float = 60
     cpus_per_task: float = 1
     gpus_per_task: float = 0
 

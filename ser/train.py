@@ -42,7 +42,13 @@ from shards.loader import Loader
 Report = Callable[[int, int], None]
 
 
-def train(recipe: Recipe, job: Job, report: Report | None = None, patience: float = 0.0) -> Path:
+def train(
+    recipe: Recipe,
+    job: Job,
+    report: Report | None = None,
+    patience: float = 0.0,
+    stop: StopFlag | None = None,
+) -> Path:
     """Train one model on one fold with one seed, or go on where a killed run stopped.
 
     Args:
@@ -50,6 +56,7 @@ def train(recipe: Recipe, job: Job, report: Report | None = None, patience: floa
         job: Which model, fold and seed.
         report: Called with (steps done, steps in all) on the main rank.
         patience: Seconds to wait for another process of this training that may be about to end; else it is refused.
+        stop: Asks to save and stop, beside the signals of a main thread.
 
     Returns:
         The training's directory: events.jsonl, model/, predictions.parquet, DONE.
@@ -57,7 +64,7 @@ def train(recipe: Recipe, job: Job, report: Report | None = None, patience: floa
     Raises:
         UserError: Whatever the user can mend: leaking folds, targets that do not fit, a checkpoint of another layout,
             another process that does this training.
-        Stopped: A signal asked to stop; a checkpoint was written.
+        Stopped: A signal or `stop` asked to stop; a checkpoint was written.
     """
     world = join()
     on_main(lambda: hubs.check(recipe), world)
@@ -68,10 +75,10 @@ def train(recipe: Recipe, job: Job, report: Report | None = None, patience: floa
         return folder
     with ExitStack() as held:
         on_main(lambda: held.enter_context(alone(folder, patience)), world)
-        return _train(setting, job, world, report)
+        return _train(setting, job, world, report, stop or StopFlag())
 
 
-def _train(setting: Setting, job: Job, world: World, report: Report | None) -> Path:
+def _train(setting: Setting, job: Job, world: World, report: Report | None, stop: StopFlag) -> Path:
     recipe = setting.recipe
     folder = directory(recipe, job)
     claim(recipe, job, identity(setting, job), world)
@@ -88,7 +95,7 @@ def _train(setting: Setting, job: Job, world: World, report: Report | None) -> P
     elif recipe.models[job.model].train is None:
         finish(ingredients, ingredients.trainable.state_dict(), folder, world, {"chosen": "assembled"})
     else:
-        with StopFlag() as stop:
+        with stop:
             fit(ingredients, folder, world, stop, report)
     barrier(world)
     return folder

@@ -1,4 +1,6 @@
-"""The cluster suite: a real Slurm. Skipped where its packages are missing; SER_REQUIRE_SLURM=1 makes that an error."""
+"""The cluster suite: a real Slurm, and hosts in network namespaces. Skipped where packages or rights are missing;
+SER_REQUIRE_SLURM=1 and SER_REQUIRE_HOSTS=1 make that an error.
+"""
 
 import os
 import shutil
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster_suite import hosts
 from tests.cluster_suite.slurm import PACKAGES, Slurm, missing
 
 
@@ -28,3 +31,12 @@ def slurm():
             patch.setenv(name, value)
         yield found
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def need_hosts():
+    """Skips where there can be no hosts."""
+    if absent := hosts.missing():
+        if os.environ.get("SER_REQUIRE_HOSTS") == "1":
+            pytest.fail(absent)
+        pytest.skip(absent)

@@ -1,46 +1,54 @@
-"""On PYTHONPATH: SER_TEST_GATE="STEP:FILE,..." holds a training before a step until the file is there or it is told to stop.
+"""On PYTHONPATH: SER_TEST_GATE="PHASE:FILE,..." holds work at a phase until the file is there or it is told to stop.
 
-So that a test disturbs a training at one moment, on however busy a machine, in whatever process Slurm or Ray runs it.
+A phase is a number (before that step of a training), "pack" (before a shard) or "targets" (before a unit of targets). Whoever waits
+leaves FILE.at-HOST, HOST being $SER_TEST_HOST. So a test disturbs a run at one moment, on however busy a machine, in whatever
+process Slurm or Ray runs it.
 """
 
 import importlib.abc
 import importlib.util
 import os
-import signal
 import sys
 import time
 
+PLACES = {"ser.step": "train_step", "shards.pack": "write_shard", "ser.produce": "compute"}
+PHASES = {"shards.pack": "pack", "ser.produce": "targets"}
 
-def _hold(step: int) -> None:
+
+def _hold(phase, stop):
     gates = dict(gate.split(":", 1) for gate in os.environ["SER_TEST_GATE"].split(","))
-    while str(step) in gates and not os.path.exists(gates[str(step)]):
-        asked = getattr(signal.getsignal(signal.SIGUSR1), "__self__", None)  # ser.stopping.StopFlag
-        if getattr(asked, "requested", False):
+    while phase in gates and not os.path.exists(gates[phase]):
+        if getattr(stop, "requested", False):
             return
+        open(f"{gates[phase]}.at-{os.environ.get('SER_TEST_HOST', '')}", "w").close()
         time.sleep(0.05)
 
 
 class _Gate(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "ser.step":
+        if name not in PLACES or name in self.seen:
             return None
-        sys.meta_path.remove(self)
+        self.seen.add(name)
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.loader is not None
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            original = module.train_step
+            original = getattr(module, PLACES[name])
 
-            def train_step(x, engine, step, *rest):
-                _hold(step)
-                return original(x, engine, step, *rest)
+            def held(*args):
+                # the flag of ser.train.fit, which calls train_step(x, engine, step, ...)
+                _hold(PHASES.get(name) or str(args[2]), sys._getframe(1).f_locals.get("stop"))
+                return original(*args)
 
-            module.train_step = train_step
+            held.__module__, held.__qualname__ = original.__module__, original.__qualname__
+            setattr(module, PLACES[name], held)
 
         spec.loader.exec_module = exec_module
         return spec
+
+    seen: set[str] = set()
 
 
 if os.environ.get("SER_TEST_GATE"):

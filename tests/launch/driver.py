@@ -16,8 +16,8 @@ def kill_at_bar(title: str) -> None:
     """SIGKILL when the bar of such a stage first moves."""
 
     def make(original):
-        def update(self, done, total):
-            original(self, done, total)
+        def update(self, done, total, pace=""):
+            original(self, done, total, pace)
             if title in self.title and done > 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 

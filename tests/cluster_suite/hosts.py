@@ -1,0 +1,165 @@
+"""Hosts of a test: network namespaces on one bridge, each with an address and processes of its own; they share the disk.
+
+A host dies as a machine does: every process in it by SIGKILL. Needs root and iproute2 (`missing` says so). Leavings of killed
+tests are removed by the next.
+"""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.session import _sweep
+from tests.conftest import ROOT
+
+PREFIX = "ser-test-"
+
+
+def missing() -> str:
+    """Why there can be no hosts here; "" where there can."""
+    if shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
+        return "no ip: apt-get install iproute2"
+    if os.getuid() != 0:
+        return "network namespaces need root"
+    name = f"{PREFIX}{os.getpid()}-try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no network namespaces: {made.stderr.strip()}"
+    _ip("netns", "del", name)
+    return ""
+
+
+class Hosts:
+    """Context of a bridge; `start` adds a host to the Ray cluster whose head is the first of them."""
+
+    def __init__(self, env: Mapping[str, str] = {}):
+        pid = os.getpid()
+        self.net, self.bridge = f"10.{64 + pid % 128}.{pid // 128 % 256}", f"serb{pid}"
+        self.env = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | dict(env)
+        self.live: dict[str, subprocess.Popen] = {}
+        self.made: list[str] = []
+
+    def __enter__(self) -> "Hosts":
+        sweep()
+        self.folder = Path(tempfile.mkdtemp(prefix="ser-hosts-", dir="/tmp"))
+        self.token, self.head = self.folder / "token", ""
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.net}.254/24", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.made:
+            self.kill(name)
+            _ip("netns", "del", _space(name))
+        _ip("link", "del", self.bridge)
+        _sweep(Path("/tmp"))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def address(self, name: str) -> str:
+        """The address of host "hN"."""
+        return f"{self.net}.{name[1:]}"
+
+    def add(self, name: str) -> None:
+        """A host without processes."""
+        space, index = _space(name), name[1:]
+        here, there = f"serv{os.getpid()}{index}"[-15:], f"serw{os.getpid()}{index}"[-15:]
+        _ip("netns", "add", space)
+        self.made.append(name)
+        _ip("link", "add", here, "type", "veth", "peer", "name", there)
+        _ip("link", "set", there, "netns", space, "name", "eth0")
+        _ip("link", "set", here, "master", self.bridge, "up")
+        _ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", space, "link", "set", device, "up")
+        _ip("-n", space, "route", "add", "default", "via", f"{self.net}.254")
+
+    def start(self, *names: str, seconds: float = 180, without: Path | None = None) -> None:
+        """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty."""
+        for name in names:
+            self.add(name)
+            command = [sys.executable, "-m", "tests.host", str(self.token), self.head]
+            if without is not None:
+                hide = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {shlex.join(command)}"
+                command = ["unshare", "--mount", "sh", "-c", hide]
+            with (
+                (self.folder / f"{name}.out").open("wb") as out,
+                (self.folder / f"{name}.log").open("wb") as log,
+            ):
+                self.live[name] = self.run(name, command, stdin=subprocess.PIPE, stdout=out, stderr=log)
+            if not self.head:
+                self._until(lambda name=name: self._said(name), seconds)
+                self.head = self._said(names[0])
+        alive = len(self.live)
+        command = [sys.executable, "-m", "cluster.node", str(alive)]
+        done = self.run("h1", command, env={"RAY_ADDRESS": self.head, **self.auth}, stderr=subprocess.PIPE)
+        assert done.wait(seconds) == 0, done.stderr and done.stderr.read()
+
+    def _said(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text().strip()
+
+    def _until(self, ready: Any, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not ready():
+            logs = "\n".join(p.read_text(errors="replace")[-2000:] for p in self.folder.glob("*.log"))
+            assert time.monotonic() < end, logs
+            time.sleep(0.1)
+
+    @property
+    def auth(self) -> dict[str, str]:
+        """Variables by which a process has the cluster's token."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+    def run(
+        self, name: str, command: Sequence[str], env: Mapping[str, str] = {}, **options: Any
+    ) -> subprocess.Popen:
+        """Start a command on a host."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", _space(name), *command], cwd=ROOT,
+            env=os.environ | self.env | {"SER_TEST_HOST": name} | dict(env),
+            start_new_session=True, **options,
+        )  # fmt: skip
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of a host."""
+        return [int(pid) for pid in _ip("netns", "pids", _space(name)).split()]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to all that runs on a host, until nothing does."""
+        while pids := self.pids(name):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if process := self.live.pop(name, None):
+                process.wait(20)
+            time.sleep(0.02)
+
+
+def sweep() -> None:
+    """Remove what killed tests left."""
+    for line in _ip("netns", "list").splitlines():
+        name = line.split()[0]
+        pid = name.removeprefix(PREFIX).split("-")[0]
+        if name.startswith(PREFIX) and not Path("/proc", pid).exists():
+            for process in _ip("netns", "pids", name).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
+            _ip("netns", "del", name)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("link", "del", f"serb{pid}")
+
+
+def _space(name: str) -> str:
+    return f"{PREFIX}{os.getpid()}-{name}"
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, check=True).stdout

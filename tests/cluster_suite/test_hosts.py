@@ -1,0 +1,154 @@
+"""Three hosts with a real Ray cluster: one command does a whole recipe while hosts die and others join, to the same bytes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tiny
+from tests.cluster_suite.hosts import Hosts
+from tests.conftest import ROOT
+from tests.faults import same_training, train_one
+from tests.processes import run_ranks
+from tests.submitting import FOLD, GATE, training, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+PHASES = ("pack", "7", "targets")  # 7: a step of the teacher, whose checkpoints come every 5
+
+
+def write_recipe(folder: Path, corpus: Path) -> Path:
+    """A teacher on two workers under DeepSpeed with ZeRO 2, its stored targets, a student on two workers."""
+    folder.mkdir(parents=True)
+    many = {"workers": 2, "slots": 2, "slot_seconds": 3.0, "checkpoint_every": 5}
+    labels = [{"loss": "cross_entropy"}]
+    student = [*labels, {"loss": "kl", "teacher": "teacher", "temperature": 2.0}]
+    models = {
+        "teacher": {
+            "role": "teacher", "model": tiny.HUBERT, "objective": labels, "train": tiny.training(12, zero_stage=2, **many),
+        },
+        "student": {"role": "student", "model": tiny.CONV, "objective": student, "train": tiny.training(6, **many)},
+    }  # fmt: skip
+    values = tiny.recipe_values(folder, str(folder / "dataset"), models)
+    source = {"reader": "manifest", "root": str(corpus), "options": {"corpus": "tiny"}}
+    values["data"] = {"path": str(folder / "dataset"), "corpora": [source], "shard_seconds": 8.0}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny.write_corpus(folder)
+    return folder
+
+
+def alone(recipe: str, until: str) -> None:
+    """In a process: stages of an undisturbed run, without Ray."""
+    from launch.display import Display
+    from launch.run import run
+    from ser.recipe import load
+
+    run(load(recipe, [], None), Display(quiet=True), until, alone=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory) -> Path:
+    """What one process makes, and two plain ranks where a model is trained: no Ray, no host, nothing lost."""
+    recipe = write_recipe(tmp_path_factory.mktemp("undisturbed") / "here", corpus)
+    values = yaml.safe_load(recipe.read_text())
+    run_ranks(alone, 1, str(recipe), "features", timeout=900)
+    run_ranks(train_one, 2, values, (FOLD, "teacher", 0), timeout=900)
+    run_ranks(alone, 1, str(recipe), "targets", timeout=900)
+    run_ranks(train_one, 2, values, (FOLD, "student", 0), timeout=900)
+    run_ranks(alone, 1, str(recipe), "report", timeout=900)
+    return recipe.parent
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All files of a dataset: shards, indices, targets."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.suffix in (".tar", ".parquet", ".arrow")
+    }
+
+
+def report(run: Path) -> dict:
+    """What a report says, but for times, paths and the environment."""
+    values = json.loads((run / "report.json").read_text())
+    for model in values["models"].values():
+        del model["speed"]
+        for one in model["trainings"]:
+            del one["seconds"]
+    return {k: v for k, v in values.items() if k not in ("environment", "recipe")}
+
+
+def same_run(found: Path, expected: Path) -> None:
+    """Shards, index and targets to the byte; weights to the bit; predictions, events, and the report's numbers."""
+    assert files(found / "dataset") == files(expected / "dataset")
+    for model in ("teacher", "student"):
+        same_training(training(found / "run", model), training(expected / "run", model))
+    ours, theirs = (report(folder / "run") for folder in (found, expected))
+    assert ours == theirs
+
+
+def test_one_command_ends_the_same_while_hosts_are_killed_and_others_join(
+    need_hosts, request, corpus, tmp_path
+):
+    recipe = write_recipe(tmp_path / "here", corpus)
+    go = {phase: tmp_path / f"go-{phase}" for phase in PHASES}
+    held = ",".join(f"{phase}:{path}" for phase, path in go.items())
+    gate = {"SER_TEST_GATE": held, "PYTHONPATH": f"{GATE}:{ROOT}"}
+    with Hosts(gate) as hosts:
+        hosts.start("h1", "h2", "h3")
+        command = [sys.executable, "-m", "launch.cli", "run", str(recipe), f"cluster.address={hosts.head}"]
+        command += [f"cluster.token_file={hosts.token}"]
+        out, err = tmp_path / "out", tmp_path / "err"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            driver = hosts.run("h1", command, {"SER_TEST_GATE": ""}, stdout=stdout, stderr=stderr)
+
+        def held_on() -> list[str]:
+            assert driver.poll() is None, out.read_text() + err.read_text()
+            found = (p.name.rpartition("-")[2] for p in tmp_path.glob(f"go-{phase}.at-*"))
+            return [name for name in found if name in hosts.live and name != "h1"]
+
+        for number, phase in enumerate(PHASES, 4):
+            (victim, *_) = until(held_on, f"{phase} begins on a host that is not the head's")
+            hosts.kill(victim)
+            hosts.start(f"h{number}")
+            go[phase].touch()
+        code = driver.wait(600)
+        said = out.read_text() + err.read_text()
+        assert code == 0, said
+        assert f"Ray at {hosts.head}: 3 machines with 3 CPUs" in said
+        assert len(hosts.token.read_text().strip()) == 64 and hosts.token.read_text().strip() not in said
+        assert hosts.live["h1"].poll() is None, "a cluster that was joined lives on"
+        left = {p.name for p in recipe.parent.rglob(".*")} - {".recipe", ".results"}
+        assert not left, left
+    same_run(recipe.parent, request.getfixturevalue("undisturbed"))
+
+
+def test_a_host_without_the_shared_folder_is_named_and_nothing_is_written_there(need_hosts, corpus, tmp_path):
+    """One host sees a disk of its own where the run lies, as where a mount was forgotten."""
+    recipe = write_recipe(tmp_path / "here", corpus)
+    with Hosts() as hosts:
+        hosts.start("h1")
+        hosts.start("h2", without=recipe.parent)
+        command = [sys.executable, "-m", "launch.cli", "run", str(recipe), f"cluster.address={hosts.head}"]
+        command += [f"cluster.token_file={hosts.token}", "--until", "pack"]
+        done = hosts.run("h1", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = done.communicate(timeout=300)
+        assert done.returncode == 2, out + err
+        assert (
+            "does not share this folder" in err
+            and f"{hosts.address('h2')}: {recipe.parent / 'dataset'}" in err
+        )
+        assert not [p for p in (recipe.parent / "dataset").rglob(".*")]
+        hosts.kill("h2")
+        again = hosts.run("h1", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        out, _ = again.communicate(timeout=300)
+        assert again.returncode == 0, out

@@ -1,0 +1,26 @@
+"""One host of a test's cluster: its part of Ray until the standard input ends.
+
+    python -m tests.host TOKEN [HEAD [CPUS]]
+
+A HEAD that is empty, or none, makes this host the head.
+"""
+
+import select
+import sys
+from pathlib import Path
+
+from cluster.node import Node
+
+
+def main(token: str, head: str = "", cpus: str = "1") -> None:
+    """Print the cluster's address once it is there."""
+    with Node(Path(token), head or None, cpus=int(cpus)) as node:
+        if not head:
+            node.wait_for(1, 180)
+        print(node.address, flush=True)
+        while not select.select([sys.stdin], [], [], 0.5)[0]:
+            assert node.alive(), node.last_words()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
