@@ -115,6 +115,9 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
     )  # fmt: skip
     watchdog = Watchdog(folder / f"stacks-{world.rank}.txt")
     clock, waited, heard, saved = time.perf_counter(), 0.0, 0, time.monotonic()
+    checkpoints = checkpoint.Saver(
+        folder, engine, config.keep_checkpoints, layout, config.checkpoint_background
+    )
     try:
         batches = iter(loader)
         while state.step < total and not _stale(state, config):
@@ -133,6 +136,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
             keys = count_faults(state, slots, result, x, world, events)
             if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 watchdog.rest()
+                checkpoints.settle()
                 raise given_up(engine, state, folder, config, layout, keys)
 
             if state.step % config.log_every == 0 or state.step == total:
@@ -152,18 +156,21 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
                 watchdog.rest()
                 evaluate(x, engine, state, folder, world, events)
             stopping = any_rank(stop.requested, world)
+            checkpoints.poll()
             if stopping or (state.step < total and _checkpoint_due(config, state.step, saved, world)):
                 saved = time.monotonic()
                 watchdog.rest()
                 if world.main:
                     keep_begins(folder, x.plan)
-                checkpoint.save(folder, engine, state, config.keep_checkpoints, layout)
+                checkpoints.save(state, wait=stopping)
             if stopping:
                 raise Stopped(f"stopped at step {state.step} of {total}; run the same command to go on")
         watchdog.rest()
+        checkpoints.settle()
         export(x, engine, state, folder, world)
     finally:
         watchdog.close()
+        checkpoints.close()
         if events:
             events.close()
 
