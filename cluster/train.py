@@ -5,6 +5,7 @@ Ray gets a number to show, never a copy of the checkpoint. A user's mistake is n
 ends the training instead of being tried again.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 from ser.checkpoint import write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
+from shards.atomic import raise_where_full
 from shards.errors import UserError
 
 
@@ -64,8 +66,11 @@ def train_many(recipe: Recipe, job: Job, *, max_failures: int = 3) -> Path:
     )
     try:
         trainer.fit()
-    except TrainingFailedError:
+    except Exception as error:
         if not _refusals(storage):
+            raise_where_full(error, storage)  # then no worker could write down why
+            raise
+        if not isinstance(error, TrainingFailedError):
             raise
     for refusal in _refusals(storage):
         raise UserError(**json.loads(refusal.read_text()))
@@ -92,7 +97,8 @@ def _loop(config: dict[str, Any]) -> None:
     except UserError as error:
         # Raised all the same: the other workers may wait in a collective. The restart that follows finds the file.
         mine = storage / f"refusal-{context.get_world_rank()}.json"
-        write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
+        with contextlib.suppress(OSError):  # on a full disk
+            write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
         raise
     ray.train.report({"rank": context.get_world_rank()})
 

@@ -22,6 +22,7 @@ from ser.distributed import World, barrier, on_main
 from ser.engine import BUFFERS, Engine
 from ser.universal import ConversionFailed, convert, family
 from ser.writing import Writing
+from shards.atomic import raise_if_full
 from shards.errors import UserError
 
 CONVERTING = ".converting-"
@@ -101,11 +102,17 @@ def finish(saving: Saving) -> Path:
     """The second half: wait for every rank's files, commit, and drop what is no longer needed (every rank calls)."""
     world, folder = saving.engine.world, saving.folder
     hashes = saving.writing.collect(world)
-    if world.main:
-        write_json(folder / "state.json", saving.saved)
-        _commit(folder, hashes)
+
+    def publish() -> None:
+        try:
+            write_json(folder / "state.json", saving.saved)
+            _commit(folder, hashes)
+        except OSError as error:
+            raise_if_full(error, str(folder))
+            raise
         _prune(folder.parent.parent, saving)
-    barrier(world)
+
+    on_main(publish, world)
     return folder
 
 

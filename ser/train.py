@@ -36,6 +36,8 @@ from ser.setting import Setting, open_setting
 from ser.step import seed_everything, train_step
 from ser.stopping import StopFlag, Stopped
 from ser.watchdog import Watchdog
+from shards.atomic import raise_where_full
+from shards.errors import UserError
 from shards.loader import Loader
 
 Report = Callable[[int, int], None]
@@ -66,7 +68,13 @@ def train(recipe: Recipe, job: Job, report: Report | None = None, patience: floa
         return folder
     with ExitStack() as held:
         on_main(lambda: held.enter_context(alone(folder, patience)), world)
-        return _train(setting, job, world, report)
+        try:
+            return _train(setting, job, world, report)
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            raise_where_full(error, folder.parent)
+            raise
 
 
 def _train(setting: Setting, job: Job, world: World, report: Report | None) -> Path:

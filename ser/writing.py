@@ -81,7 +81,6 @@ class Writing:
         self._waiting.clear()
 
     def _write(self, state_dict: Any, path: Path) -> None:
-        # torch's archive writer says RuntimeError where the disk is full
         try:
             torch.save(state_dict, str(path))
             with path.open("rb") as file:
@@ -89,8 +88,8 @@ class Writing:
                 self.hashes[str(path.relative_to(self.folder))] = hashlib.file_digest(
                     file, "sha256"
                 ).hexdigest()
-        except (OSError, RuntimeError) as error:
-            self.error = str(error).splitlines()[0]
+        except Exception as error:  # torch's archive writer says RuntimeError where the disk is full
+            self.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def snapshot(value: Any, seen: dict[int, Any]) -> Any:

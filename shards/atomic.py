@@ -5,8 +5,10 @@ sync, rename, sync of the folder. Two writers of one name never share a temporar
 What a killed writer left has a hidden name that tells who was writing, and `clean` removes it once that process is dead.
 """
 
+import contextlib
 import errno
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import BinaryIO
 from shards.errors import UserError
 
 TEMPORARY = ".tmp-"
+LEAST = 65_536  # bytes; with less a disk is full
 
 
 @contextmanager
@@ -88,11 +91,24 @@ def sync(path: str | Path) -> None:
 def raise_if_full(error: OSError, where: str) -> None:
     """Raises a `UserError` where the error says that the disk or the quota is full; else returns."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise UserError(
-            "no space left on the device",
-            where=where,
-            hint="free some space and run the same command again: finished files are kept, unfinished ones never read",
-        ) from error
+        raise _full(where) from error
+
+
+def raise_where_full(error: Exception, folder: str | os.PathLike) -> None:
+    """`raise_if_full` for errors of libraries that hide the reason: judged by what the disk of `folder` has left."""
+    if isinstance(error, OSError):
+        raise_if_full(error, os.fspath(folder))
+    with contextlib.suppress(FileNotFoundError):
+        if shutil.disk_usage(folder).free < LEAST:
+            raise _full(os.fspath(folder)) from error
+
+
+def _full(where: str) -> UserError:
+    return UserError(
+        "no space left on the device",
+        where=where,
+        hint="free some space and run the same command again: finished files are kept, unfinished ones never read",
+    )
 
 
 def temporary_name() -> str:

@@ -97,7 +97,7 @@ def full_disk(recipe: dict, error: type[Exception]) -> str:
 def test_a_rank_that_cannot_write_is_told_by_all(background, error, tmp_path, tiny_dataset):
     recipe = values(tmp_path, tiny_dataset, 2, checkpoint_background=background)
     for message in run_ranks(full_disk, 2, recipe, error):
-        assert "could not be written (rank 1): No space left on device" in message
+        assert f"could not be written (rank 1): {error.__name__}: No space left on device" in message
         assert "make room" in message and "step-4" in message
     assert committed(tmp_path / FOLDER) == [2]
 

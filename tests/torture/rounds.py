@@ -40,6 +40,17 @@ BUCKET = "torture"
 JUMPS = ("+5400", "-5400")  # seconds; monotonic clocks do not jump, as on a real machine
 FAKETIME = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
 
+# With real monotonic clocks libfaketime 0.9.10 answers EINVAL to Python's sleep, so that goes to the kernel.
+SLEEP = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_nanosleep(clockid_t clock, int flags, const struct timespec *until, struct timespec *left)
+{ return syscall(SYS_clock_nanosleep, clock, flags, until, left) ? errno : 0; }
+"""
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -144,8 +155,10 @@ def _play(
     found = results(
         job.name, folder, scene.server.files if scene.server else lambda: local_files(folder / "dataset")
     )
-    assert set(found) == set(reference.found), f"other names: {set(found) ^ set(reference.found)}"
-    other = [name for name, value in reference.found.items() if found[name] != value]
+    # beside an object store the memory map of the plan lies in the cache
+    wanted = {n: v for n, v in reference.found.items() if scene.server is None or n != "plan.arrow"}
+    assert set(found) == set(wanted), f"other names: {set(found) ^ set(wanted)}"
+    other = [name for name, value in wanted.items() if found[name] != value]
     assert not other, f"differ: {other}"
     left = leavings(folder) + [f"TMPDIR/{name}" for name in leavings(scene.control / "tmp")]
     assert not left, f"temporary files: {left}"
@@ -182,12 +195,17 @@ def _scene(fault: Fault, folder: Path, control: Path, mark: str) -> Iterator[_Sc
         library = next((path for path in FAKETIME if Path(path).is_file()), None)
         if library is None:
             raise _Missing("libfaketime is not installed (apt-get install libfaketime)")
-        clock = control / "clock"
+        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("g++")
+        if compiler is None:
+            raise _Missing("no C compiler for the sleep that libfaketime breaks")
+        sleep, source, clock = control / "sleep.so", control / "sleep.c", control / "clock"
+        source.write_text(SLEEP)
+        subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", "-o", sleep, source], check=True)
         clock.write_text("+0\n")
         scene.told |= {"clock": str(clock), "jump": JUMPS[fault.number % 2] + "\n"}
         scene.environment = {
-            "LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
+            "LD_PRELOAD": f"{sleep}:{library}", "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1",
         }  # fmt: skip
         yield scene
     elif fault.victim == "s3":
