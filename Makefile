@@ -16,7 +16,7 @@ help:
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
 	@echo "make clean      remove the environment and caches; runs and data stay"
-	@echo "make bench      loader, packing, targets, prosody, sweep (prints; never fails on time)"
+	@echo "make bench      loader, packing, targets, prosody, sweep, checkpoints (prints; never fails on time)"
 
 env: $(VENV)/.ready
 
@@ -53,7 +53,7 @@ check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 bench: env
-	for name in loader packing targets prosody sweep; do $(BIN)/python -m tests.bench.$$name; done
+	for name in loader packing targets prosody sweep checkpoints; do $(BIN)/python -m tests.bench.$$name; done
 
 # Each keeps what is finished, so that this may be stopped and called again; the tables are kept with their date.
 SYSTEMS := mitra2022 mitra2023 emodistill oliveira2023 mtkd2025 fused

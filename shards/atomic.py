@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import UserError
+from shards.errors import FullDisk
 
 TEMPORARY = ".tmp-"
 LEAST = 65_536  # bytes; with less a disk is full
@@ -30,7 +30,7 @@ def replacing(path: str | os.PathLike, durable: bool = True) -> Iterator[str]:
     out the syncs: for the many small files of a set that has a commit mark with their sha256.
 
     Raises:
-        UserError: The disk is full.
+        FullDisk: The disk is full.
     """
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
@@ -60,7 +60,7 @@ def create(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def write(path: str | os.PathLike, data: bytes | str, durable: bool = True) -> None:
-    """Puts a whole file; text as UTF-8. Raises UserError on a full disk."""
+    """Puts a whole file; text as UTF-8. Raises FullDisk."""
     with create(path, durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
@@ -89,7 +89,7 @@ def sync(path: str | Path) -> None:
 
 
 def raise_if_full(error: OSError, where: str) -> None:
-    """Raises a `UserError` where the error says that the disk or the quota is full; else returns."""
+    """Raises `FullDisk` where the error says that the disk or the quota is full; else returns."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise _full(where) from error
 
@@ -103,8 +103,8 @@ def raise_where_full(error: Exception, folder: str | os.PathLike) -> None:
             raise _full(os.fspath(folder)) from error
 
 
-def _full(where: str) -> UserError:
-    return UserError(
+def _full(where: str) -> FullDisk:
+    return FullDisk(
         "no space left on the device",
         where=where,
         hint="free some space and run the same command again: finished files are kept, unfinished ones never read",
