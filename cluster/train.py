@@ -37,8 +37,7 @@ def train_many(recipe: Recipe, job: Job, *, max_failures: int = 3) -> Path:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config, folder = train_config(recipe, job), directory(recipe, job).resolve()
-    storage = folder.parent / f".{folder.name}-ray"
-    shutil.rmtree(storage, ignore_errors=True)  # of a killed call
+    storage = forget(recipe, job)  # of a killed call
     storage.mkdir(parents=True)
     gpu = recipe.cluster.gpus_per_task > 0
     trainer = TorchTrainer(
@@ -76,6 +75,17 @@ def train_many(recipe: Recipe, job: Job, *, max_failures: int = 3) -> Path:
         raise UserError(**json.loads(refusal.read_text()))
     shutil.rmtree(storage, ignore_errors=True)
     return folder
+
+
+def forget(recipe: Recipe, job: Job) -> Path:
+    """Remove what Ray keeps beside a training's directory, and tell where that is.
+
+    A driver that is killed when its workers are done leaves it, and the training is never started again.
+    """
+    folder = directory(recipe, job).resolve()
+    storage = folder.parent / f".{folder.name}-ray"
+    shutil.rmtree(storage, ignore_errors=True)
+    return storage
 
 
 def _loop(config: dict[str, Any]) -> None:
