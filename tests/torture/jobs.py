@@ -18,7 +18,7 @@ from tests import tiny
 LABELS = [{"loss": "cross_entropy"}, {"loss": "ccc"}]
 RATE = "models.sound.train.optimizer.lr"
 TRIALS = 4
-# What a killed process may leave for a moment, and must be gone when the job has ended.
+# Beginnings and ends of names that a killed process may leave for a moment, and that must be gone when the job has ended.
 TEMPORARY = (".tmp", ".converting-", "ser-put-", "ser-copy-", "lease.json", "-ray")
 # Facts of where and when, not of what: other at each call.
 ASIDE = ("runs/", "environment.json", "recipe.yaml", "data.json", "sweep.html", "sweep.json", "best.yaml")

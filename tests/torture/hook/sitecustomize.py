@@ -84,7 +84,7 @@ def find(victim: str) -> int | None:
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         told = title(pid)
         wanted = {
-            "raylet": "/raylet/raylet " in told,
+            "raylet": "/raylet/raylet --" in told,
             "worker": told.startswith("ray::") and "Agent" not in told,
             "actor": told.startswith("ray::") and "TrainWorker" in told,
         }
@@ -106,7 +106,7 @@ def title(pid: int | None) -> str:
     """What a process calls itself."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().replace(b"\0", b" ").decode(errors="replace")[:200]
+            return file.read().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
     except OSError as error:
         return "" if error.errno in (errno.ENOENT, errno.ESRCH) else str(error)
 
