@@ -5,17 +5,18 @@ BIN := $(VENV)/bin
 # DeepSpeed compiles its C++ operations on first use; they are kept with the environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help env demo test test-fast test-cluster check bench tables clean
+.PHONY: help env demo test test-fast test-cluster torture check bench tables clean
 
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
 	@echo "make test       environment, then the whole suite, on two processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
 	@echo "make test-cluster  a real Slurm of two machines, and hosts that die (apt-get install slurmctld slurmd slurm-client munge iproute2)"
+	@echo "make torture    random kills of pack, targets, train and sweep, KILLS=25 each (hours; goes on where it was)"
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
 	@echo "make clean      remove the environment and caches; runs and data stay"
-	@echo "make bench      loader, packing, targets, prosody, sweep (prints; never fails on time)"
+	@echo "make bench      loader, packing, targets, prosody, sweep, checkpoints (prints; never fails on time)"
 
 env: $(VENV)/.ready
 
@@ -43,11 +44,17 @@ test-fast: env
 test-cluster: env
 	$(BIN)/python -m pytest tests/cluster_suite
 
+# Small disks are mounted where this is root; clocks jump where libfaketime is installed; else those faults are skipped.
+KILLS ?= 25
+SEED ?= 0
+torture: env
+	$(BIN)/python -m tests.torture --seed $(SEED) --kills $(KILLS)
+
 check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 bench: env
-	for name in loader packing targets prosody sweep; do $(BIN)/python -m tests.bench.$$name; done
+	for name in loader packing targets prosody sweep checkpoints; do $(BIN)/python -m tests.bench.$$name; done
 
 # Each keeps what is finished, so that this may be stopped and called again; the tables are kept with their date.
 SYSTEMS := mitra2022 mitra2023 emodistill oliveira2023 mtkd2025 fused

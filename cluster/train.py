@@ -21,6 +21,7 @@ from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
 from ser.stopping import WITHIN, StopFlag, Stopped, saving
 from shards import atomic
+from shards.atomic import raise_where_full, refuse_where_full
 from shards.errors import UserError
 
 MOST_IN_VAIN = 3
@@ -63,8 +64,7 @@ def train_many(
     want = recipe.cluster
     if want.address is None:
         refuse_impossible(want.cpus_per_task, want.gpus_per_task, config.workers)
-    storage = folder.parent / f".{folder.name}-ray"
-    shutil.rmtree(storage, ignore_errors=True)  # of a killed call
+    storage = forget(recipe, job)  # of a killed call
     storage.mkdir(parents=True)
     gpu = want.gpus_per_task > 0
     trainer = TorchTrainer(
@@ -93,6 +93,7 @@ def train_many(
             for refusal in _refusals(storage):
                 raise UserError(**json.loads(refusal.read_text()))
             if failure is not None:
+                raise_where_full(failure, storage)  # then no worker could write down why
                 raise failure
             if (storage / STOPPED).is_file():
                 raise Stopped((storage / STOPPED).read_text())
@@ -109,6 +110,7 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> Bas
 
     Raises:
         Stopped: It was asked to save and did not within `WITHIN` seconds.
+        FullDisk: Nothing more can be written.
     """
     failures: list[BaseException] = []
 
@@ -123,6 +125,9 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> Bas
     asked = None
     while thread.is_alive():
         thread.join(0.5)
+        refuse_where_full(
+            storage
+        )  # where no worker can write down why it ends, Ray would start them again for ever
         with contextlib.suppress(OSError, ValueError):
             done, total = (storage / STEPS).read_text().split()
             tell(int(done), int(total))
@@ -148,6 +153,17 @@ def _on_its_network() -> Any:
             return Backend
 
     return OnItsNetwork
+
+
+def forget(recipe: Recipe, job: Job) -> Path:
+    """Remove what Ray keeps beside a training's directory, and tell where that is.
+
+    A driver that is killed when its workers are done leaves it, and the training is never started again.
+    """
+    folder = directory(recipe, job).resolve()
+    storage = folder.parent / f".{folder.name}-ray"
+    shutil.rmtree(storage, ignore_errors=True)
+    return storage
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -176,7 +192,7 @@ def _loop(config: dict[str, Any]) -> None:
     except UserError as error:
         # Raised all the same: the other workers may wait in a collective. The restart that follows finds the file.
         mine = storage / f"refusal-{rank}.json"
-        if storage.is_dir():
+        with contextlib.suppress(OSError):  # on a full disk, or of a driver that has gone
             write_json(mine, {"what": error.what, "where": error.where, "hint": error.hint})
         raise
     except Exception as error:

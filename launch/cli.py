@@ -9,6 +9,7 @@ import typer
 from launch.display import Display
 from launch.jobs import verbs
 from launch.upkeep import verbs as upkeep
+from shards.atomic import raise_if_full
 from shards.errors import UserError
 
 app = typer.Typer(
@@ -310,7 +311,11 @@ def main() -> None:
     from ser.stopping import EXIT_CODE, Stopped
 
     try:
-        app()
+        try:
+            app()
+        except OSError as error:
+            raise_if_full(error, str(error.filename or ""))
+            raise
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

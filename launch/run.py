@@ -288,6 +288,11 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
     recipe = setting.recipe
     due = [job for job in every if not finished(setting, job) and not adopt(setting, job, recipe.reuse)]
     kept = len(every) - len(due)
+    for job in set(every) - set(due):
+        if train_config(recipe, job).workers > 1:
+            from cluster.train import forget
+
+            forget(recipe, job)
     aside = [why for job in due if (why := why_superseded(setting, job))]
     note = ""
     if aside:

@@ -20,7 +20,7 @@ from ser.stopping import EXIT_CODE, Stopped
 from ser.strict import validate
 from ser.sweep import QUALITY, Objective
 from ser.tuned import judged, score_of_fold
-from shards.errors import UserError
+from shards.errors import FullDisk, UserError
 from shards.lock import hold
 
 
@@ -35,6 +35,9 @@ def main(folder: str) -> int:
             objectives = [Objective.model_validate(one) for one in told["objectives"]]
             _run(recipe, here, told, objectives)
             Outcome(values=judged(open_setting(recipe), objectives)).write(here)
+        except FullDisk as error:  # no judgement of the trial: it goes on when there is room
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_CODE
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             Outcome(refused=f"{error.what} ({error.where})" if error.where else error.what).write(here)

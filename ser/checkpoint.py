@@ -21,6 +21,8 @@ from typing import Any
 from ser.distributed import World, barrier, on_main
 from ser.engine import BUFFERS, Engine
 from ser.universal import ConversionFailed, convert, family
+from ser.writing import Writing
+from shards.atomic import raise_if_full
 from shards.errors import UserError
 
 CONVERTING = ".converting-"
@@ -49,6 +51,18 @@ class State:
     memory: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
+@dataclass
+class Saving:
+    """A checkpoint that is being written; `finish` commits it."""
+
+    folder: Path
+    engine: Engine
+    state: State  # the loop's own: what it refers to by then is kept
+    saved: dict[str, Any]
+    keep: int
+    writing: Writing
+
+
 def save(directory: Path, engine: Engine, state: State, keep: int, identity: dict[str, Any]) -> Path:
     """Write and commit `checkpoints/step-N` (every rank calls); older ones beyond `keep` go afterwards.
 
@@ -58,37 +72,111 @@ def save(directory: Path, engine: Engine, state: State, keep: int, identity: dic
         state: The loop's state; `state.step` names the checkpoint.
         keep: How many committed checkpoints stay.
         identity: What must agree on resume (world, stage, precision, ...).
+
+    Raises:
+        UserError: A rank could not write.
     """
+    return finish(begin(directory, engine, state, keep, identity))
+
+
+def begin(
+    directory: Path,
+    engine: Engine,
+    state: State,
+    keep: int,
+    identity: dict[str, Any],
+    background: bool = False,
+) -> Saving:
+    """The first half of `save`: with `background` the training may go on, and is over in the time of a copy."""
     world, root = engine.world, directory / "checkpoints"
     tag = f"step-{state.step}"
     if world.main:
         shutil.rmtree(root / tag, ignore_errors=True)
         root.mkdir(parents=True, exist_ok=True)
     barrier(world)
-    engine.save(root, tag)
-    barrier(world)
-    if world.main:
-        write_json(root / tag / "state.json", {"state": asdict(state), "identity": identity})
-        _commit(root / tag)
-        for step in committed(directory)[:-keep]:
-            shutil.rmtree(root / f"step-{step}")
-        for path in root.glob("universal-*"):
-            shutil.rmtree(path)
-        referenced = {state.best_step} | {
-            read_state(directory, step)[0].best_step for step in committed(directory)
-        }
-        for path in directory.glob("best-*.safetensors"):
-            if int(path.stem.split("-")[1]) not in referenced:
-                path.unlink()
-    barrier(world)
-    return root / tag
+    saved = {"state": asdict(state), "identity": identity}
+    return Saving(root / tag, engine, state, saved, keep, engine.save(root, tag, background))
 
 
-def _commit(folder: Path) -> None:
-    """Write COMMIT once every other file is on disk."""
-    hashes = {str(p.relative_to(folder)): sha256(p) for p in files_of(folder)}
+def finish(saving: Saving) -> Path:
+    """The second half: wait for every rank's files, commit, and drop what is no longer needed (every rank calls)."""
+    world, folder = saving.engine.world, saving.folder
+    hashes = saving.writing.collect(world)
+
+    def publish() -> None:
+        try:
+            write_json(folder / "state.json", saving.saved)
+            _commit(folder, hashes)
+        except OSError as error:
+            raise_if_full(error, str(folder))
+            raise
+        _prune(folder.parent.parent, saving)
+
+    on_main(publish, world)
+    return folder
+
+
+class Saver:
+    """The checkpoints of one training: at most one of them is being written while the training goes on.
+
+    Every rank calls each of these in the same order.
+    """
+
+    def __init__(
+        self, directory: Path, engine: Engine, keep: int, identity: dict[str, Any], background: bool
+    ):
+        self.directory, self.engine, self.keep, self.identity = directory, engine, keep, identity
+        self.background = background
+        self._saving: Saving | None = None
+
+    def save(self, state: State, wait: bool = False) -> None:
+        """Save `state.step`; with `wait`, or without `background`, it is committed when this returns."""
+        self.settle()
+        background = self.background and not wait
+        self._saving = begin(self.directory, self.engine, state, self.keep, self.identity, background)
+        if not background:
+            self.settle()
+
+    def poll(self) -> None:
+        """Commit what every rank has written by now."""
+        if self._saving is not None and self._saving.writing.done(self.engine.world):
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for what is being written, and commit it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            finish(saving)
+
+    def close(self) -> None:
+        """Write no more. What is not committed by now is removed by whoever goes on."""
+        if self._saving is not None:
+            self._saving.writing.rest()
+
+
+def _prune(directory: Path, saving: Saving) -> None:
+    """Remove checkpoints beyond those to keep, their universal forms, and best weights that nothing refers to."""
+    root = directory / "checkpoints"
+    for step in committed(directory)[: -saving.keep]:
+        shutil.rmtree(root / f"step-{step}")
+    for path in root.glob("universal-*"):
+        shutil.rmtree(path)
+    referenced = {saving.state.best_step} | {
+        read_state(directory, step)[0].best_step for step in committed(directory)
+    }
+    for path in directory.glob("best-*.safetensors"):
+        if int(path.stem.split("-")[1]) not in referenced:
+            path.unlink()
+
+
+def _commit(folder: Path, known: dict[str, str] | None = None) -> None:
+    """Write COMMIT once every other file is on disk; those of `known` sha256 are."""
+    hashes = dict(known or {})
     for path in files_of(folder):
-        fsync(path)
+        name = str(path.relative_to(folder))
+        if name not in hashes:
+            hashes[name] = sha256(path)
+            fsync(path)
     write_json(folder / "COMMIT", hashes)
 
 

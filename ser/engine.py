@@ -23,6 +23,7 @@ from torch import nn
 from ser import universal
 from ser.distributed import World, any_rank, prepare_environment
 from ser.recipe import OptimizerConfig, TrainConfig
+from ser.writing import Writing
 from shards.errors import UserError
 
 BUFFERS = "buffers.safetensors"  # beside DeepSpeed's files: its universal format has parameters only
@@ -171,13 +172,23 @@ class Engine:
         kept = self.module.state_dict()
         return {name: b.detach().cpu().clone() for name, b in self.module.named_buffers() if name in kept}
 
-    def save(self, directory: Path, tag: str) -> None:
-        """Write DeepSpeed's files and the buffers into `directory/tag` (every rank calls)."""
+    def save(self, directory: Path, tag: str, background: bool = False) -> Writing:
+        """Write DeepSpeed's files and the buffers into `directory/tag` (every rank calls).
+
+        Args:
+            directory: Where the checkpoints lie.
+            tag: Name of the checkpoint's folder.
+            background: Copy the state and return; the copy is written while the training goes on.
+        """
+        writing = Writing(directory / tag, background)
+        self.engine.checkpoint_engine.save = writing.add  # pyright: ignore[reportOptionalMemberAccess]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.engine.save_checkpoint(str(directory), tag=tag, save_latest=False)
         if self.world.main and self.config.zero_stage > 0:
             save_file(self.buffers(), str(directory / tag / BUFFERS))
+        writing.start()
+        return writing
 
     def load(self, directory: Path, tag: str, resharded: bool = False) -> None:
         """Restore weights, moments and counters from files whose hashes the caller has verified.

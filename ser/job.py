@@ -27,7 +27,7 @@ ASSEMBLED = TrainConfig(steps=1, tensorboard=False)
 # How a training is run, not what it computes: changing these neither repeats a finished training nor drops a checkpoint.
 OPERATIONAL = {
     "workers", "zero_stage", "offload", "loader_workers", "threads", "log_every", "tensorboard", "checkpoint_every",
-    "keep_checkpoints", "max_quarantined",
+    "checkpoint_background", "keep_checkpoints", "max_quarantined",
 }  # fmt: skip
 
 

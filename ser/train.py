@@ -37,6 +37,8 @@ from ser.step import seed_everything, train_step
 from ser.stopping import StopFlag, Stopped
 from ser.trackers import started
 from ser.watchdog import Watchdog
+from shards.atomic import raise_where_full
+from shards.errors import UserError
 from shards.loader import Loader
 
 Report = Callable[[int, int], None]
@@ -75,7 +77,13 @@ def train(
         return folder
     with ExitStack() as held:
         on_main(lambda: held.enter_context(alone(folder, patience)), world)
-        return _train(setting, job, world, report, stop or StopFlag())
+        try:
+            return _train(setting, job, world, report, stop or StopFlag())
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            raise_where_full(error, folder.parent)
+            raise
 
 
 def _train(setting: Setting, job: Job, world: World, report: Report | None, stop: StopFlag) -> Path:
@@ -124,6 +132,9 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
     )  # fmt: skip
     watchdog = Watchdog(folder / f"stacks-{world.rank}.txt")
     clock, waited, heard, saved = time.perf_counter(), 0.0, 0, time.monotonic()
+    checkpoints = checkpoint.Saver(
+        folder, engine, config.keep_checkpoints, layout, config.checkpoint_background
+    )
     try:
         batches = iter(loader)
         while state.step < total and not _stale(state, config):
@@ -142,6 +153,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
             keys = count_faults(state, slots, result, x, world, events)
             if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 watchdog.rest()
+                checkpoints.settle()
                 raise given_up(engine, state, folder, config, layout, keys)
 
             if state.step % config.log_every == 0 or state.step == total:
@@ -161,18 +173,21 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
                 watchdog.rest()
                 evaluate(x, engine, state, folder, world, events)
             stopping = any_rank(stop.requested, world)
+            checkpoints.poll()
             if stopping or (state.step < total and _checkpoint_due(config, state.step, saved, world)):
                 saved = time.monotonic()
                 watchdog.rest()
                 if world.main:
                     keep_begins(folder, x.plan)
-                checkpoint.save(folder, engine, state, config.keep_checkpoints, layout)
+                checkpoints.save(state, wait=stopping)
             if stopping:
                 raise Stopped(f"stopped at step {state.step} of {total}; run the same command to go on")
         watchdog.rest()
+        checkpoints.settle()
         export(x, engine, state, folder, world)
     finally:
         watchdog.close()
+        checkpoints.close()
         if events:
             events.close(whole=(folder / "DONE").is_file())
 

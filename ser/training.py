@@ -23,7 +23,9 @@ class TrainConfig(Strict):
 
     `jitter` (in 1/1024) blurs durations before they are sorted into slots. Little of it saves padding; but where
     duration goes with the class (fast speech is aroused speech), tight slots are one-sided, and learning suffers.
-    `checkpoint_every` is a number of steps, or wall time ("90 s", "10 min", "2 h"); a checkpoint changes no result.
+    `checkpoint_every` is a number of steps, or wall time ("90 s", "10 min", "2 h"); a checkpoint changes no result. With
+    `checkpoint_background` the training waits for a copy of its state in host memory only, and goes on while that is
+    written; it is committed at the first step by which every rank has written.
     """
 
     steps: int | None = Field(default=None, gt=0)
@@ -47,6 +49,7 @@ class TrainConfig(Strict):
     evaluate_every: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     checkpoint_every: int | str | None = "10 min"
+    checkpoint_background: bool = False
     keep_checkpoints: int = Field(default=2, gt=0)
     log_every: int = Field(default=20, gt=0)
     workers: int = Field(default=1, gt=0)

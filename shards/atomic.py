@@ -5,8 +5,10 @@ sync, rename, sync of the folder. Two writers of one name never share a temporar
 What a killed writer left has a hidden name that tells who was writing, and `clean` removes it once that process is dead.
 """
 
+import contextlib
 import errno
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.errors import UserError
+from shards.errors import FullDisk
 
 TEMPORARY = ".tmp-"
+LEAST = 65_536  # bytes; with less a disk is full
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def replacing(path: str | os.PathLike, durable: bool = True) -> Iterator[str]:
     out the syncs: for the many small files of a set that has a commit mark with their sha256.
 
     Raises:
-        UserError: The disk is full.
+        FullDisk: The disk is full.
     """
     path = os.fspath(path)
     folder = os.path.dirname(path) or "."
@@ -57,7 +60,7 @@ def create(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def write(path: str | os.PathLike, data: bytes | str, durable: bool = True) -> None:
-    """Puts a whole file; text as UTF-8. Raises UserError on a full disk."""
+    """Puts a whole file; text as UTF-8. Raises FullDisk."""
     with create(path, durable) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
@@ -86,13 +89,34 @@ def sync(path: str | Path) -> None:
 
 
 def raise_if_full(error: OSError, where: str) -> None:
-    """Raises a `UserError` where the error says that the disk or the quota is full; else returns."""
+    """Raises `FullDisk` where the error says that the disk or the quota is full; else returns."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise UserError(
-            "no space left on the device",
-            where=where,
-            hint="free some space and run the same command again: finished files are kept, unfinished ones never read",
-        ) from error
+        raise _full(where) from error
+
+
+def raise_where_full(error: Exception, folder: str | os.PathLike) -> None:
+    """`raise_if_full` for errors of libraries that hide the reason: judged by what the disk of `folder` has left."""
+    if isinstance(error, OSError):
+        raise_if_full(error, os.fspath(folder))
+    try:
+        refuse_where_full(folder)
+    except FullDisk as full:
+        raise full from error
+
+
+def refuse_where_full(folder: str | os.PathLike) -> None:
+    """Raises FullDisk where the disk of `folder` has less than `LEAST` left; a folder that is gone says nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        if shutil.disk_usage(folder).free < LEAST:
+            raise _full(os.fspath(folder))
+
+
+def _full(where: str) -> FullDisk:
+    return FullDisk(
+        "no space left on the device",
+        where=where,
+        hint="free some space and run the same command again: finished files are kept, unfinished ones never read",
+    )
 
 
 def temporary_name() -> str:

@@ -29,5 +29,9 @@ class UserError(Exception):
         return "\n".join(parts)
 
 
+class FullDisk(UserError):
+    """No space is left: nothing is wrong with what was asked, and the same may be tried again."""
+
+
 def _rebuild(cls: type, what: str, where: str, hint: str) -> UserError:
     return cls(what, where=where, hint=hint)

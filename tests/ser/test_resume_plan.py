@@ -57,7 +57,7 @@ def test_what_is_kept_beside_a_run_spares_the_epochs_before(tiny_dataset, tmp_pa
 @pytest.mark.slow
 def test_a_killed_training_goes_on_without_counting_again(tiny_dataset, tmp_path, monkeypatch):
     recipe_values = values(tmp_path, tiny_dataset)
-    killed(recipe_values, JOB, Kill("ser.checkpoint:save", when="after"))
+    killed(recipe_values, JOB, Kill("ser.checkpoint:finish", when="after"))
     folder = directory(Recipe.model_validate(recipe_values), Job(*JOB))
     begins = json.loads((folder / "plan.json").read_text())["begins"]
     assert len(begins) > 3 and begins[-1] >= 20

@@ -69,9 +69,10 @@ def record_states(path: str) -> None:
             np.savez(f"{path}-{kind}-{step}.npz", **state)
 
     def on_save(original):
-        def save(self, directory, tag):
-            original(self, directory, tag)
+        def save(self, directory, tag, background):
+            writing = original(self, directory, tag, background)
             write(self, "save", int(tag.removeprefix("step-")))
+            return writing
 
         return save
 

@@ -1,0 +1,1 @@
+"""Random kills of whole jobs, counted: `python -m tests.torture --seed S --kills N`."""
