@@ -134,21 +134,27 @@ def test_one_command_ends_the_same_while_hosts_are_killed_and_others_join(
 
 def test_a_host_without_the_shared_folder_is_named_and_nothing_is_written_there(need_hosts, corpus, tmp_path):
     """One host sees a disk of its own where the run lies, as where a mount was forgotten."""
-    recipe = write_recipe(tmp_path / "here", corpus)
-    with Hosts() as hosts:
+    recipe, go = write_recipe(tmp_path / "here", corpus), tmp_path / "go"
+    # the other host waits before its first shard, so that this one gets work
+    with Hosts({"SER_TEST_GATE": f"pack:{go}", "PYTHONPATH": f"{GATE}:{ROOT}"}) as hosts:
         hosts.start("h1")
         hosts.start("h2", without=recipe.parent)
         command = [sys.executable, "-m", "launch.cli", "run", str(recipe), f"cluster.address={hosts.head}"]
         command += [f"cluster.token_file={hosts.token}", "--until", "pack"]
-        done = hosts.run("h1", command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        free = {"SER_TEST_GATE": ""}
+        done = hosts.run("h1", command, free, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         out, err = done.communicate(timeout=300)
         assert done.returncode == 2, out + err
         assert (
             "does not share this folder" in err
             and f"{hosts.address('h2')}: {recipe.parent / 'dataset'}" in err
         )
-        assert not [p for p in (recipe.parent / "dataset").rglob(".*")]
+        assert not list(recipe.parent.rglob(".driver*")), "the mark is gone"
         hosts.kill("h2")
-        again = hosts.run("h1", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        go.touch()
+        again = hosts.run("h1", command, free, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         out, _ = again.communicate(timeout=300)
         assert again.returncode == 0, out
+        assert {p.name for p in recipe.parent.rglob(".*")} == {".recipe"}, (
+            "nor is what the ended tasks were writing"
+        )
