@@ -28,6 +28,7 @@ KINDS = ("500", "slow down", "refused", "lost", "cut")
 ANSWERS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "slow down": (503, "SlowDown", "Please reduce your request rate."),
+    "wrong": (403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
     "skewed": (403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
 }  # fmt: skip
