@@ -128,6 +128,7 @@ for other in map(Path, sys.argv[2:]):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three processes that import torch, however busy the machine
 def test_fetched_on_one_machine_and_built_without_network_on_another(tmp_path, hub, weights):
     home, path = tmp_path / "home", write(tmp_path / "r", name=NAME)
     commit = hub.put(NAME, weights)
