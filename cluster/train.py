@@ -92,8 +92,9 @@ def train_many(
             failure = _fit(trainer, storage, lambda done, total: progress and progress(job, done, total))
             for refusal in _refusals(storage):
                 raise UserError(**json.loads(refusal.read_text()))
-            if failure is not None:
+            if isinstance(failure, Exception):
                 raise_where_full(failure, storage)  # then no worker could write down why
+            if failure is not None:
                 raise failure
             if (storage / STOPPED).is_file():
                 raise Stopped((storage / STOPPED).read_text())

@@ -157,7 +157,14 @@ def of_dataset(url: str, runs: Iterable[Path], dead: set[Path]) -> tuple[list[Le
     dataset = Dataset.open(url)
     read: set[tuple[str, str]] = set()
     asked, unsure = [], []
-    known = {path.resolve(): host for path, host in pin.registered(dataset.store)}
+    known: dict[Path, str] = {}
+    for address, host in pin.registered(dataset.store):
+        if "://" not in address:
+            known[Path(address).resolve()] = host
+        elif Path(address).resolve() not in dead:
+            unsure.append(
+                f"{url}: its run {address} lies in an object store and is not asked; if it is no more: --gone {address}"
+            )
     for run in [*known, *(run for run in runs if run not in known)]:
         if run in dead or (run not in known and not _reads(run, url)):
             continue

@@ -163,9 +163,8 @@ def _play(
     assert not other, f"differ: {other}"
     left = leavings(folder) + [f"TMPDIR/{name}" for name in leavings(scene.control / "tmp")]
     assert not left, f"temporary files: {left}"
-    _sweep(
-        Path("/tmp")
-    )  # as every session does that starts; a command that found all done had no need of one
+    # as every session does that starts; a command that found all done had no need of one
+    _sweep(Path("/tmp"))
     assert not hit["ray"] or not Path(hit["ray"]).exists(), f"left: {hit['ray']}"
     return outcome, f"moment {told['at']} of {total}"
 
