@@ -177,7 +177,8 @@ def skeleton(config: ModelConfig, classes: int, dimensions: bool) -> dict[str, A
             name: {**heads, "skeleton": skeleton(part, classes, dimensions)} for name, part in parts.items()
         }
     if isinstance(config, PretrainedConfig):
-        return {"backbone": shape_of(config), "normalise": True}
+        # as every trained model has it; a layer that is left out now and then would be counted now and then
+        return {"backbone": shape_of(config) | {"layerdrop": 0.0}, "normalise": True}
     return {}
 
 

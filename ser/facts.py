@@ -89,7 +89,11 @@ def encoders(setting: Setting) -> dict[str, Any]:
             "rate": told["skeleton"]["frame_rate"],
             **entry.frames.model_dump(),
             "unknown": told["meta"]["exposure"].get("unknown", []),
-            "read_by": [n for n in setting.recipe.models if name in setting.recipe.encoders_below(n)],
+            "read_by": [
+                n
+                for n, m in setting.recipe.models.items()
+                if name in setting.recipe.encoders_below(n) or (name in m.needs and n != name)
+            ],
         }
     return out
 

@@ -95,7 +95,7 @@ def work(
         return save
 
     patch("shards.mirror:Mirror.settle", settled)
-    patch("ser.checkpoint:save", saved)
+    patch("ser.checkpoint:finish", saved)
     if record is not None:
         record_steps(record)
     if kill is not None:

@@ -67,7 +67,7 @@ def add_corpus(dataset: str, folder: Path, name: str = "aaa") -> None:
 
 
 def test_adding_a_corpus_changes_nothing_that_a_fold_is_made_of(dataset, tmp_path):
-    from ser.build import _plan
+    from ser.build import plan_of
     from ser.setting import supervision
 
     models = one(train=tiny.training(3, law="temperature"))
@@ -81,7 +81,7 @@ def test_adding_a_corpus_changes_nothing_that_a_fold_is_made_of(dataset, tmp_pat
     for one_setting in (before, after):
         fold, config = one_setting.folds[JOB.fold], train_config(one_setting.recipe, JOB)
         labels, rows = supervision(one_setting, fold, "m", "none")
-        plan = _plan(one_setting, JOB, config, rows, labels)
+        plan = plan_of(one_setting, JOB, config, rows, labels)
         plans.append([[s.rows.tolist() for s in plan.step(i)] for i in range(plan.total_steps(2))])
     assert plans[0] == plans[1], "the same training, step by step"
 

@@ -11,7 +11,7 @@ from tests.whole import report_of
 
 PROBES = [*(f"layer{k}" for k in range(7)), "weighted"]
 CUT = ["first1", "first2", "first4", "first6"]
-ROWS = ["distilbert", "distilbert_asr", "encoder", *PROBES, *CUT, "distilhubert", "fusion", "fusion_asr"]
+ROWS = ["distilbert", "distilbert_asr", *PROBES, *CUT, "distilhubert", "fusion", "fusion_asr"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_every_variant_resolves():
     asr = load("oliveira2023/full", variant="asr")
     assert asr.data.corpora[0].transcripts.source == "asr:openai/whisper-small"
     assert asr.models["fusion_asr"].model.components["text"].text_from == "asr:openai/whisper-small"
-    assert list(load("oliveira2023/tiny").models) == ROWS
+    assert [n for n, m in load("oliveira2023/tiny").models.items() if m.role != "encoder"] == ROWS
     assert load("oliveira2023/open").report.depths[0].metrics == ["ccc_arousal", "ua"]
 
 
@@ -83,8 +83,16 @@ def test_tiny_runs_whole(tmp_path):
         < models["distilhubert"]["trainable"] + models["distilbert"]["trainable"]
     )
     # what the encoder heard is in every probe's exposure
-    fold = next(iter(models["layer3"]["exposure"]["fit"]))
-    assert models["layer3"]["exposure"]["fit"][fold] == models["encoder"]["exposure"]["fit"][fold]
+    exposure = {
+        name: json.loads((tmp_path / f"run/folds/fixed/{name}/seed-0/model/model.json").read_text())["meta"][
+            "exposure"
+        ]
+        for name in ("encoder", "layer3", "first6", "fusion")
+    }
+    assert exposure["encoder"]["fit"]
+    for name in ("layer3", "first6", "fusion"):
+        assert set(exposure["encoder"]["fit"]) <= set(exposure[name]["fit"])
+    assert report["encoders"]["encoder"]["read_by"] == [*PROBES, *CUT, "distilhubert"]
     page = (tmp_path / "run" / "report.html").read_text()
     for text in (
         "one probe a layer, CCC arousal: 0 ",

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ser.build import _plan, keep_begins, read_begins
+from ser import build
+from ser.build import keep_begins, read_begins
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
 from ser.setting import open_setting, supervision
@@ -28,7 +29,7 @@ def plan_of(recipe_values: dict):
     """The training's plan, and the epochs that are passed over from now on."""
     setting, job = open_setting(Recipe.model_validate(recipe_values)), Job(*JOB)
     labels, rows = supervision(setting, setting.folds[job.fold], job.model, "none")
-    return _plan(setting, job, train_config(setting.recipe, job), rows, labels)
+    return build.plan_of(setting, job, train_config(setting.recipe, job), rows, labels)
 
 
 def count(monkeypatch) -> list[int]:
