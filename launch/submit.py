@@ -124,11 +124,10 @@ def _forget(job: Job) -> None:
 
 
 def _refuse_live(job: Job, profile: Profile, where: ModuleType) -> None:
-    """Ask the target for jobs of this run's name, and the target of its last submission for that one."""
-    live = where.find(job, profile)
-    on = profile.to
+    """Ask the target of the run's last submission for it, and this one's target for jobs of its name."""
+    live, on = [], str(profile.to)
     last = records.read(job.run)
-    if not live and last is not None and not last.cancelled:
+    if last is not None and not last.cancelled:
         found = look(last)
         if found.phase in ("queued", "running"):
             live, on = last.ids, last.target
@@ -138,6 +137,7 @@ def _refuse_live(job: Job, profile: Profile, where: ModuleType) -> None:
                 where=str(job.run / records.NAME),
                 hint=f"ask again later; or, if you know that it is over, remove {job.run / records.NAME}",
             )
+    live = live or where.find(job, profile)
     if live:
         raise UserError(
             f"this run is submitted already: {on} {', '.join(live)}",

@@ -54,6 +54,7 @@ def write(folder: Path, corpus: Path, sweep: dict, **changes) -> Path:
         "path": str(folder / "dataset"), "corpora": [{"reader": "manifest", "root": str(corpus), "options": {"corpus": "tiny"}}],
         "shard_seconds": 40.0,
     }  # fmt: skip
+    values["folds"] = ["session-ses0", "session-ses1"]  # each one's dev speakers are tested in the other
     values["sweep"] = {"space": SPACE, "objectives": [UA], "sampler": {"kind": "random", "seed": 2}, **sweep}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(values | changes))
@@ -132,7 +133,7 @@ def test_what_trials_share_is_made_once(killed):
                     and (link / "DONE").is_file()
                     and folder / "shared" in link.resolve().parents
                 )
-    assert len(list((killed.parent / "dataset/targets/text").iterdir())) == 1, "one set of targets: one fold"
+    assert len(list((killed.parent / "dataset/targets/text").iterdir())) == 2, "one set of targets a fold"
 
 
 def test_a_trial_is_judged_on_dev_rows_and_its_test_answers_are_not_scored(killed):
@@ -225,7 +226,9 @@ def test_each_fold_chooses_for_itself(tmp_path, corpus):
 def test_a_race_over_folds_ends_early_and_leaves_the_rest(tmp_path, corpus):
     pruner = {"kind": "median", "by": "folds", "options": {"n_startup_trials": 1}}
     space = {"models.student.train.optimizer.lr": {"choice": [1e-2, 1e-9]}}
-    path = write(tmp_path, corpus, {"space": space, "trials": 6, "pruner": pruner, "parallel": 1})
+    path = write(
+        tmp_path, corpus, {"space": space, "trials": 6, "pruner": pruner, "parallel": 1}, folds="all"
+    )
     done = ser("sweep", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     study = study_of(tmp_path / "run/sweep")
