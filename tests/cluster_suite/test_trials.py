@@ -224,7 +224,7 @@ def test_a_node_that_dies_takes_no_trial_with_it(spawn, tmp_path, monkeypatch):
         told = {
             "address": cluster.address,
             "sweep": {"trials": 8},
-            "how": {"seconds": 1.0, "orphans": list(range(8))},
+            "how": {"seconds": 6.0, "orphans": list(range(8))},
         }
         driver = spawn(tmp_path, told, mark)
         end = time.monotonic() + 1200
