@@ -51,7 +51,7 @@ def ser(*arguments: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.C
     )
 
 
-def until(found: Callable[[], Any], what: str, seconds: float = 900) -> Any:
+def until(found: Callable[[], Any], what: str, seconds: float = 240) -> Any:
     """Wait for something that must come."""
     end = time.monotonic() + seconds
     while not (value := found()):

@@ -52,7 +52,7 @@ def state(recipe: Path) -> str:
     return records.summary(record, look(record))[0]
 
 
-def ends(recipe: Path, seconds: float = 1200) -> None:
+def ends(recipe: Path, seconds: float = 400) -> None:
     """Wait for the end of a run's jobs."""
     end = time.monotonic() + seconds
     while state(recipe) in ("queued", "running", "unknown"):

@@ -93,7 +93,7 @@ def state(recipe: Path) -> str:
     return records.summary(record, submitting.look(record))[0]
 
 
-def ends(recipe: Path, seconds: float = 1200) -> str:
+def ends(recipe: Path, seconds: float = 400) -> str:
     until(lambda: state(recipe) not in ("queued", "running", "unknown"), "the job ends", seconds)
     return state(recipe)
 
