@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # DeepSpeed compiles its C++ operations on first use; they are kept with the environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: help env demo test test-fast test-cluster torture check bench tables clean
+.PHONY: help env demo test test-fast test-cluster test-trackers torture check bench tables clean
 
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
-	@echo "make test       environment, then the whole suite, on two processes"
+	@echo "make test       environment, then the whole suite, on three processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on two processes"
 	@echo "make test-cluster  a real Slurm of two machines, and hosts that die (apt-get install slurmctld slurmd slurm-client munge iproute2)"
+	@echo "make test-trackers  wandb and MLflow themselves, installed into the environment first"
 	@echo "make torture    random kills of pack, targets, train and sweep, KILLS=25 each (hours; goes on where it was)"
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
@@ -43,6 +44,11 @@ test-fast: env
 # SER_REQUIRE_SLURM=1 and SER_REQUIRE_HOSTS=1.
 test-cluster: env
 	$(BIN)/python -m pytest tests/cluster_suite
+
+# wandb and MLflow are optional, and no part of the lock; their tests fail here where they are skipped elsewhere.
+test-trackers: env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r tests/trackers.lock
+	SER_REQUIRE_TRACKERS=1 $(BIN)/python -m pytest tests/ser/test_trackers.py
 
 # Small disks are mounted where this is root; clocks jump where libfaketime is installed; else those faults are skipped.
 KILLS ?= 25

@@ -36,15 +36,22 @@ class Node:
         head: "IP:PORT" of the head; None makes this machine the head.
         cpus: CPUs that Ray may use here; default what Ray finds.
         gpus: GPUs likewise.
+        own: This machine's address in the cluster; default that on the network which leads to the head.
 
     Raises:
         UserError: Ray did not start; its last words are shown.
     """
 
     def __init__(
-        self, token: Path, head: str | None = None, cpus: int | None = None, gpus: int | None = None
+        self,
+        token: Path,
+        head: str | None = None,
+        cpus: int | None = None,
+        gpus: int | None = None,
+        own: str | None = None,
     ):
         self.token, self.head, self.cpus, self.gpus = token, head, cpus, gpus
+        self.own = own or (socket_address(head.rpartition(":")[0]) if head else socket_address())
 
     def __enter__(self) -> "Node":
         _sweep(Path("/tmp"))
@@ -57,9 +64,8 @@ class Node:
         # Ours too: what asks the cluster for its nodes is this process.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         os.environ |= {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
-        own = socket_address() if self.head is None else socket_address(self.head.rpartition(":")[0])
-        self.address = self.head or f"{own}:{free_port()}"
-        self.own, self.log, self.tries = own, self.folder / "start.log", TRIES
+        self.address = self.head or f"{self.own}:{free_port()}"
+        self.log, self.tries = self.folder / "start.log", TRIES
         self._start()
         return self
 

@@ -99,6 +99,7 @@ def _rank(meeting: Path, outcome: Path, training: list[str], rank: int, ranks: i
             [sys.executable, "-m", "ser", *training],
             outcome.with_name(f"{outcome.stem}-rank{rank}.json"),
             env,
+            stops=_stops(meeting),
         )
     finally:
         if rank == 0:

@@ -1,6 +1,6 @@
 """One host of a test's cluster: its part of Ray until the standard input ends.
 
-    python -m tests.host TOKEN [HEAD [CPUS]]
+    python -m tests.host TOKEN [HEAD [CPUS [ADDRESS]]]
 
 A HEAD that is empty, or none, makes this host the head.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 from cluster.node import Node
 
 
-def main(token: str, head: str = "", cpus: str = "1") -> None:
+def main(token: str, head: str = "", cpus: str = "1", address: str = "") -> None:
     """Print the cluster's address once it is there."""
-    with Node(Path(token), head or None, cpus=int(cpus)) as node:
+    with Node(Path(token), head or None, cpus=int(cpus), own=address or None) as node:
         if not head:
             node.wait_for(1, 180)
         print(node.address, flush=True)

@@ -1,7 +1,8 @@
 """Hosts of a test: network namespaces on one bridge, each with an address and processes of its own; they share the disk.
 
-A host dies as a machine does: every process in it by SIGKILL. Needs root and iproute2 (`missing` says so). Leavings of killed
-tests are removed by the next.
+A host dies as a machine does: every process in it by SIGKILL; or it is cut off, and its processes live on without a network.
+Needs root and iproute2 (`missing` says so); elsewhere `Loopback` gives hosts addresses 127.0.0.2, .3, ... of one network,
+which cannot be cut. Leavings of killed tests are removed by the next.
 """
 
 import contextlib
@@ -45,28 +46,41 @@ class Hosts:
         self.net, self.bridge = f"10.{64 + pid % 128}.{pid // 128 % 256}", f"serb{pid}"
         self.env = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | dict(env)
         self.live: dict[str, subprocess.Popen] = {}
+        self.off: dict[str, subprocess.Popen] = {}
         self.made: list[str] = []
 
     def __enter__(self) -> "Hosts":
-        sweep()
         self.folder = Path(tempfile.mkdtemp(prefix="ser-hosts-", dir="/tmp"))
         self.token, self.head = self.folder / "token", ""
-        _ip("link", "add", self.bridge, "type", "bridge")
-        _ip("addr", "add", f"{self.net}.254/24", "dev", self.bridge)
-        _ip("link", "set", self.bridge, "up")
+        self._make_network()
         return self
 
     def __exit__(self, *_: object) -> None:
         for name in self.made:
             self.kill(name)
-            _ip("netns", "del", _space(name))
-        _ip("link", "del", self.bridge)
+        self._remove_network()
         _sweep(Path("/tmp"))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _make_network(self) -> None:
+        sweep()
+        _ip("link", "add", self.bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.net}.254/24", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
+
+    def _remove_network(self) -> None:
+        for name in self.made:
+            _ip("netns", "del", _space(name))
+        _ip("link", "del", self.bridge)
 
     def address(self, name: str) -> str:
         """The address of host "hN"."""
         return f"{self.net}.{name[1:]}"
+
+    def cut(self, name: str) -> None:
+        """Take a host off the network; its processes do not notice but by what they no longer reach."""
+        _ip("-n", _space(name), "link", "set", "eth0", "down")
+        self.off[name] = self.live.pop(name)
 
     def add(self, name: str) -> None:
         """A host without processes."""
@@ -86,7 +100,7 @@ class Hosts:
         """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty."""
         for name in names:
             self.add(name)
-            command = [sys.executable, "-m", "tests.host", str(self.token), self.head]
+            command = [sys.executable, "-m", "tests.host", str(self.token), self.head, "1", self.address(name)]
             if without is not None:
                 hide = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {shlex.join(command)}"
                 command = ["unshare", "--mount", "sh", "-c", hide]
@@ -123,10 +137,16 @@ class Hosts:
     ) -> subprocess.Popen:
         """Start a command on a host."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", _space(name), *command], cwd=ROOT,
-            env=os.environ | self.env | {"SER_TEST_HOST": name} | dict(env),
+            [*self._enter(name), *command], cwd=ROOT,
+            env=os.environ | self.env | {"SER_TEST_HOST": name, "SER_TEST_AT": self._mark(name)} | dict(env),
             start_new_session=True, **options,
         )  # fmt: skip
+
+    def _enter(self, name: str) -> list[str]:
+        return ["ip", "netns", "exec", _space(name)]
+
+    def _mark(self, name: str) -> str:
+        return f"{self.folder}/{name}/"
 
     def pids(self, name: str) -> list[int]:
         """Processes of a host."""
@@ -138,9 +158,41 @@ class Hosts:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            if process := self.live.pop(name, None):
+            if process := self.live.pop(name, None) or self.off.pop(name, None):
                 process.wait(20)
             time.sleep(0.02)
+
+
+class Loopback(Hosts):
+    """Hosts for whom neither root nor iproute2 is needed: all on this machine's network, told apart by their environment."""
+
+    def _make_network(self) -> None: ...
+
+    def _remove_network(self) -> None: ...
+
+    def address(self, name: str) -> str:
+        """The address of host "hN"."""
+        return f"127.0.0.{1 + int(name[1:])}"
+
+    def add(self, name: str) -> None:
+        """A host without processes."""
+        self.made.append(name)
+
+    def cut(self, name: str) -> None:
+        """Not to be had here."""
+        raise NotImplementedError("all hosts are on one network")
+
+    def pids(self, name: str) -> list[int]:
+        """Processes of a host."""
+        found, mark = [], f"SER_TEST_AT={self._mark(name)}\0".encode()
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+        return found
+
+    def _enter(self, name: str) -> list[str]:
+        return []
 
 
 def sweep() -> None:

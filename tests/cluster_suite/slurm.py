@@ -1,8 +1,10 @@
 """A real Slurm on this machine: munged, slurmctld and two slurmd in a folder of their own, on ports of their own."""
 
+import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -57,12 +59,25 @@ def _program(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
+def _environ(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
+
+
+def _ours(conf: str) -> list[int]:
+    """Processes of this test's Slurm."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if conf.encode() in _environ(pid)]
+
+
 class Slurm:
     """Context: the cluster; `env` is what its clients need."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.daemons: list[subprocess.Popen] = []
+        self.machines: dict[str, subprocess.Popen] = {}
         self.env = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "Slurm":
@@ -80,7 +95,7 @@ class Slurm:
         self._until((folder / "munge.socket").exists)
         self._start("slurmctld", "-D", "-f", self.env["SLURM_CONF"])
         for node in ("n1", "n2"):
-            self._start("slurmd", "-D", "-N", node, "-f", self.env["SLURM_CONF"])
+            self.start_machine(node)
         self._until(lambda: self.ask("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"])
         return self
 
@@ -99,28 +114,45 @@ class Slurm:
                 daemon.kill()
                 daemon.wait()
 
+    def start_machine(self, node: str) -> None:
+        """Its daemon, which whatever it starts inherits a mark from."""
+        self.machines[node] = self._start(
+            "slurmd", "-D", "-N", node, "-f", self.env["SLURM_CONF"], SER_TEST_MACHINE=node
+        )
+
+    def kill_machine(self, node: str) -> None:
+        """SIGKILL to a machine's daemon and to all that runs under it; Slurm is told, as its SlurmdTimeout would in minutes."""
+        marks = (f"SER_TEST_MACHINE={node}\0".encode(), f"SLURMD_NODENAME={node}\0".encode())
+        while found := [pid for pid in _ours(self.env["SLURM_CONF"]) if any(m in _environ(pid) for m in marks)]:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.machines[node].poll()
+            time.sleep(0.02)
+        self.daemons.remove(self.machines.pop(node))
+        self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
+
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands says; empty where it fails."""
         return subprocess.run(
             command, env=os.environ | self.env, capture_output=True, text=True, check=False, timeout=60
         ).stdout
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, *arguments: str, **marks: str) -> subprocess.Popen:
         log: IO[bytes] = (self.folder / f"{name}-{len(self.daemons)}.out").open("wb")
         program = _program(name)
         assert program is not None
-        env = os.environ | self.env
-        self.daemons.append(
-            subprocess.Popen(
-                [program, *arguments],
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        daemon = subprocess.Popen(
+            [program, *arguments],
+            env=os.environ | self.env | marks,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         log.close()
+        self.daemons.append(daemon)
+        return daemon
 
     def _until(self, ready, seconds: float = 60) -> None:
         end = time.monotonic() + seconds

@@ -9,14 +9,16 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.cluster_suite.hosts import Hosts
+from tests.cluster_suite.hosts import Hosts, Loopback
 from tests.conftest import ROOT
 from tests.faults import same_training, train_one
 from tests.processes import run_ranks
 from tests.submitting import FOLD, GATE, training, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-PHASES = ("pack", "7", "targets")  # 7: a step of the teacher, whose checkpoints come every 5
+# what a host is doing when it dies, or is cut off; 3 and 7 are steps of the teacher, whose checkpoints come every 5
+PHASES = ("pack", "3", "7", "targets")
+CUT = "3"
 
 
 def write_recipe(folder: Path, corpus: Path) -> Path:
@@ -96,7 +98,7 @@ def same_run(found: Path, expected: Path) -> None:
     assert ours == theirs
 
 
-def test_one_command_ends_the_same_while_hosts_are_killed_and_others_join(
+def test_one_command_ends_the_same_while_hosts_die_or_are_cut_off_and_others_join(
     need_hosts, request, corpus, tmp_path
 ):
     recipe = write_recipe(tmp_path / "here", corpus)
@@ -118,7 +120,7 @@ def test_one_command_ends_the_same_while_hosts_are_killed_and_others_join(
 
         for number, phase in enumerate(PHASES, 4):
             (victim, *_) = until(held_on, f"{phase} begins on a host that is not the head's")
-            hosts.kill(victim)
+            (hosts.cut if phase == CUT else hosts.kill)(victim)
             hosts.start(f"h{number}")
             go[phase].touch()
         code = driver.wait(600)
@@ -130,6 +132,27 @@ def test_one_command_ends_the_same_while_hosts_are_killed_and_others_join(
         left = {p.name for p in recipe.parent.rglob(".*")} - {".recipe", ".results"}
         assert not left, left
     same_run(recipe.parent, request.getfixturevalue("undisturbed"))
+
+
+def test_hosts_without_namespaces(corpus, tmp_path):
+    """Where there is neither root nor iproute2: addresses of the loopback network, one host killed while it packs."""
+    recipe, go = write_recipe(tmp_path / "here", corpus), tmp_path / "go-pack"
+    with Loopback({"SER_TEST_GATE": f"pack:{go}", "PYTHONPATH": f"{GATE}:{ROOT}"}) as hosts:
+        hosts.start("h1", "h2")
+        assert hosts.head.startswith("127.0.0.2:")
+        command = [sys.executable, "-m", "launch.cli", "run", str(recipe), f"cluster.address={hosts.head}"]
+        command += [f"cluster.token_file={hosts.token}", "--until", "pack"]
+        driver = hosts.run("h1", command, {"SER_TEST_GATE": ""}, stdout=subprocess.PIPE, text=True)
+        until((tmp_path / "go-pack.at-h2").exists, "the second host packs")
+        hosts.kill("h2")
+        hosts.start("h3")
+        go.touch()
+        said, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0 and "2 machines with 2 CPUs" in said, said
+        assert hosts.live["h1"].poll() is None
+    here = recipe.parent / "here"
+    run_ranks(alone, 1, str(write_recipe(here, corpus)), "pack", timeout=300)
+    assert files(recipe.parent / "dataset") == files(here / "dataset")
 
 
 def test_a_host_without_the_shared_folder_is_named_and_nothing_is_written_there(need_hosts, corpus, tmp_path):

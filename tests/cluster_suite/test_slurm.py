@@ -114,6 +114,22 @@ def test_warned_then_taken_off_its_machines_it_ends_the_same(whole, slurm, corpu
     assert results(run) == results(whole.parent / "run")
 
 
+def test_a_machine_that_dies_under_a_job_costs_what_was_not_saved(whole, slurm, corpus, tmp_path):
+    """No signal, no warning: Slurm's own --requeue starts it again, and it goes on from its last checkpoint."""
+    recipe, run = write_recipe(tmp_path, corpus, STEPS), tmp_path / "run"
+    submit(recipe, gated(tmp_path, 25))
+    until(lambda: saved(run, 20), "the training begins")
+    slurm.kill_machine("n2")
+    until(lambda: state(recipe) == "queued", "it waits for two machines")
+    (tmp_path / "go-25").touch()
+    slurm.start_machine("n2")
+    slurm.ask("scontrol", "update", "NodeName=n2", "State=RESUME")
+    ends(recipe)
+    assert state(recipe) == "done", log(recipe)
+    assert json.loads((run / "submissions/0001/outcome.json").read_text())["restart"] == 1
+    assert results(run) == results(whole.parent / "run")
+
+
 def test_a_live_run_is_refused_a_cancelled_one_stays_away_and_goes_on_when_submitted(
     whole, slurm, corpus, tmp_path
 ):

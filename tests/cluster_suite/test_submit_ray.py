@@ -200,7 +200,7 @@ def test_a_local_job_survives_the_shell_is_cancelled_and_goes_on_to_the_same_res
     until(lambda: saved(run, 20), "the training begins")
     assert state(recipe) == "running"
     again = ser("submit", str(recipe), "--to", "local")
-    assert again.returncode == 2 and "process" in again.stderr, again.stderr
+    assert again.returncode == 2 and "submitted already: local" in again.stderr, again.stderr
     assert ser("cancel", str(run)).returncode == 0
     assert state(recipe) == "cancelled"
     assert json.loads((run / "submissions/0001/outcome.json").read_text())["code"] == 75

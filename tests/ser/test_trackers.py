@@ -1,6 +1,7 @@
 """Optional trackers: refused by name where they are missing, never in the way of a training, and real where installed."""
 
 import importlib.util
+import os
 import warnings
 from pathlib import Path
 
@@ -76,9 +77,17 @@ def test_trackers_are_no_part_of_what_was_made(tmp_path):
     assert "trackers" not in recipe_of(tmp_path, "tensorboard").dump()
 
 
+def need(name: str) -> None:
+    """Skip where an extra is missing; with SER_REQUIRE_TRACKERS=1 fail."""
+    if not installed(name):
+        words = f"{name} is not installed (an extra: ser-distill[{name}]; make test-trackers)"
+        assert os.environ.get("SER_REQUIRE_TRACKERS") != "1", words
+        pytest.skip(words)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not installed("mlflow"), reason="mlflow is not installed (an extra: ser-distill[mlflow])")
 def test_mlflow_holds_a_training_and_its_resumption(tmp_path, monkeypatch):
+    need("mlflow")
     from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -108,8 +117,8 @@ def test_mlflow_holds_a_training_and_its_resumption(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not installed("wandb"), reason="wandb is not installed (an extra: ser-distill[wandb])")
 def test_wandb_writes_a_run_without_network(tmp_path, monkeypatch):
+    need("wandb")
     for name, value in (
         ("WANDB_MODE", "offline"),
         ("WANDB_CACHE_DIR", str(tmp_path / "c")),
