@@ -1,16 +1,12 @@
-"""tests.torture: draws and records are kept to; two of its rounds, whole. `make torture` runs the rest."""
-
-import json
-from pathlib import Path
+"""tests.torture: draws and records are kept to; a round of it, whole. Longer ones are in the cluster suite, the rest in `make torture`."""
 
 import pytest
 
 from tests.torture.jobs import JOBS
-from tests.torture.rounds import play, whole
+from tests.torture.once import a_round
 from tests.torture.table import (
     AGAIN,
     BY_ITSELF,
-    GOOD,
     NOT_MET,
     SKIPPED,
     Fault,
@@ -52,19 +48,6 @@ def test_records_are_appended_past_a_torn_line_and_counted(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)
-@pytest.mark.parametrize("job,victim,phase", [("pack", "worker", "write"), ("train", "driver", "checkpoint")])
-def test_a_round(job, victim, phase, tmp_path):
-    work = tmp_path / "torture"
-    work.mkdir()
-    reference = whole(JOBS[job], work, 900)
-    assert all(reference.counts.get(name, 0) > 0 for name in JOBS[job].phases), reference.counts
-    record = play(Fault(0, job, 0, victim, phase, 0.5), reference, work, 900)
-    assert record.outcome in GOOD, json.dumps(record.detail)
-    assert not [path for path in work.iterdir() if path.name.startswith(f"{job}-0-0")], (
-        "nothing is kept of it"
-    )
-    # a whole job is kept for the next call
-    stamp = (work / f"{job}-whole/counts.json").stat().st_mtime_ns
-    assert whole(JOBS[job], work, 900).counts == reference.counts
-    assert Path(work / f"{job}-whole/counts.json").stat().st_mtime_ns == stamp
+@pytest.mark.timeout(900)
+def test_a_round_of_pack(tmp_path):
+    a_round("pack", "worker", "write", tmp_path)

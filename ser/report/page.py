@@ -1,11 +1,9 @@
 """The page's content, worked out from the report: sentences, tables and figures, then laid into `page.html`."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ser.report import cost, figures, layout, words
 from ser.report.tables import (
@@ -21,6 +19,7 @@ from ser.report.tables import (
     result_tables,
     sign_table,
 )
+from ser.report.templates import fill
 
 MOST_CONFUSIONS = 12
 UNTOLD: dict[str, Any] = {"source": "stored", "mode": "eval", "teachers": {}}
@@ -29,15 +28,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 def render(report: dict[str, Any], stamp: str = "") -> str:
     """The whole page as text; `stamp` says in its head what it was made from."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["w"] = words
-    return environment.get_template("page.html").render(r=report, stamp=stamp, **content(report)).lstrip()
+    return fill("page.html", w=words, r=report, stamp=stamp, **content(report))
 
 
 def content(report: dict[str, Any]) -> dict[str, Any]:

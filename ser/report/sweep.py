@@ -6,10 +6,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ser.report.figures import CYCLE, INK, image
+from ser.report.templates import fill
 from shards import atomic
 
 Told = dict[str, Any]
@@ -26,17 +26,10 @@ def write_page(told: Told, folder: Path) -> Path:
     """Write `sweep.json` and `sweep.html` into a folder, whole; the path of the page."""
     text = json.dumps(told, indent=1, allow_nan=False)
     atomic.write(folder / "sweep.json", text + "\n")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = fill(
+        "sweep.html", s=told, states=STATES, number=number, short=short(told["keys"]), **figures(told)
     )
-    page = environment.get_template("sweep.html").render(
-        s=told, states=STATES, number=number, short=short(told["keys"]), **figures(told)
-    )
-    atomic.write(folder / "sweep.html", page.lstrip())
+    atomic.write(folder / "sweep.html", page)
     return folder / "sweep.html"
 
 

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.cluster_suite import hosts
 from tests.cluster_suite.slurm import PACKAGES, Slurm, missing
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A tiny corpus with its manifest."""
+    folder = tmp_path_factory.mktemp("corpus")
+    tiny.write_corpus(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,15 @@ class Hosts:
         """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty."""
         for name in names:
             self.add(name)
-            command = [sys.executable, "-m", "tests.host", str(self.token), self.head, "1", self.address(name)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.host",
+                str(self.token),
+                self.head,
+                "1",
+                self.address(name),
+            ]
             if without is not None:
                 hide = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {shlex.join(command)}"
                 command = ["unshare", "--mount", "sh", "-c", hide]

@@ -123,7 +123,9 @@ class Slurm:
     def kill_machine(self, node: str) -> None:
         """SIGKILL to a machine's daemon and to all that runs under it; Slurm is told, as its SlurmdTimeout would in minutes."""
         marks = (f"SER_TEST_MACHINE={node}\0".encode(), f"SLURMD_NODENAME={node}\0".encode())
-        while found := [pid for pid in _ours(self.env["SLURM_CONF"]) if any(m in _environ(pid) for m in marks)]:
+        while found := [
+            pid for pid in _ours(self.env["SLURM_CONF"]) if any(m in _environ(pid) for m in marks)
+        ]:
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

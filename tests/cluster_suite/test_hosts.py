@@ -41,13 +41,6 @@ def write_recipe(folder: Path, corpus: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    tiny.write_corpus(folder)
-    return folder
-
-
 def alone(recipe: str, until: str) -> None:
     """In a process: stages of an undisturbed run, without Ray."""
     from launch.display import Display

@@ -16,20 +16,12 @@ import yaml
 
 from launch import record as records
 from launch import submit as submitting
-from tests import tiny
 from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.submitting import gates, results, saved, ser, until, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    tiny.write_corpus(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

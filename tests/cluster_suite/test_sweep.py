@@ -61,13 +61,6 @@ def write(folder: Path, corpus: Path, sweep: dict, **changes) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    tiny.write_corpus(folder)
-    return folder
-
-
 def study_of(folder: Path, name: str = "tiny") -> optuna.Study:
     """The study as any Optuna tool opens it."""
     backend = JournalFileBackend(str(folder / "study.journal"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import ser
 from launch.display import Display
 from launch.planning import Asked, make, show, stated_speeds
 from ser import throughput
@@ -19,6 +20,7 @@ from shards.errors import UserError
 from tests import tiny
 from tests.whole import run_here
 
+FOLDER = Path(ser.__file__).parent / "recipes"
 QUIET = Display(quiet=True)
 
 
@@ -103,6 +105,30 @@ def test_a_plan_without_data_needs_only_hours_and_speeds(tmp_path, capsys):
     assert "from the hours stated" in told and "at 2 an hour and GPU" in told
     assert len(made.steps) == 3 * FOLDS and made.amount is not None and not made.amount.counted
     assert next(one.bytes for one in made.stored if one.what == "shards") == 10 * 3600 * 32000 * 0.65
+
+
+RECIPES = sorted(
+    str(path.relative_to(FOLDER).with_suffix("")).removesuffix("/recipe")
+    for path in FOLDER.rglob("*.yaml")
+    if path.parent.name != "chosen"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_of_the_package_can_be_planned_before_it_has_any_data(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SER_CORPORA", str(tmp_path))
+    recipe = load(name, [f"data.path={tmp_path / 'none'}", f"run_dir={tmp_path / 'run'}"])
+    made = show(recipe, Asked(2, 8, "h100", hours=400, folds=5, speed=["300"], price=2.0), Display())
+    told = capsys.readouterr().out
+    assert {need.name for need in made.needs} == set(recipe.models)
+    assert all(need.parameters for need in made.needs) and all(name in told for name in recipe.models)
+    assert "from the hours stated" in told and made.waves and made.stored
+    if name.endswith("/full"):
+        assert max(need.parameters for need in made.needs) > 90e6, "the size of the papers' encoders"
+    assert not list(tmp_path.iterdir()), "a plan makes nothing"
 
 
 def test_layers_keep_what_the_second_one_does(tmp_path):

@@ -21,6 +21,7 @@ from shards.verify import verify
 from tests.object_store import KEYS, KINDS, cloud, killed_at
 from tests.shards.corpus import corpus, tree
 
+pytestmark = pytest.mark.slow
 DATA = np.random.default_rng(0).bytes(300_000)
 SECONDS = 0.5
 
@@ -102,7 +103,6 @@ def test_many_ranges_outlive_many_faults(there, tmp_path):
     assert len(there.proxy.asked) < 5 * len(spans)
 
 
-@pytest.mark.slow
 def test_a_pack_among_faults_and_kills_equals_an_undisturbed_one(there, tmp_path):
     """SIGKILL of the packer at 6 drawn requests, a fault in every fourth, a killed server: the bytes of a local pack."""
     given = corpus(tmp_path / "src", "toy", 24)
@@ -151,7 +151,6 @@ def test_remote_sources_are_not_quarantined_by_faults(there, tmp_path):
         opened(f"{store.url}/none.wav")
 
 
-@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(there, tmp_path):
     store = Store(f"{there.bucket}/outage", Cache(tmp_path))
     store.put("f", DATA)

@@ -1,0 +1,15 @@
+"""Rounds of tests.torture, whole: the driver of a training dies while it saves, a trial of a sweep while it commits."""
+
+import pytest
+
+from tests.torture.once import a_round
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.mark.parametrize(
+    "job,victim,phase",
+    [("train", "driver", "checkpoint"), ("targets", "raylet", "commit"), ("sweep", "trial", "commit")],
+)
+def test_a_round(job, victim, phase, tmp_path):
+    a_round(job, victim, phase, tmp_path)
