@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.session import PREFIX, _forget_token, _locked, _sweep, _token
+from cluster.session import PREFIX, _forget_token, _locked, _sweep, write_token
 from shards.errors import UserError
 
 ENDING = 15.0  # seconds in which Ray's processes end before they are killed
@@ -60,7 +60,7 @@ class Node:
         self.folder = self.folder.rename(self.folder.with_name(self.folder.name[1:]))
         if self.head is None:
             self.token.unlink(missing_ok=True)
-            Path(_token(self.folder)["RAY_AUTH_TOKEN_PATH"]).rename(self.token)
+            write_token(self.token)  # where the others read it: often on another file system than our folder
         # Ours too: what asks the cluster for its nodes is this process.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         os.environ |= {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -317,11 +317,15 @@ def _refusal(address: str, said: str) -> UserError:
 
 def _token(folder: Path) -> dict[str, str]:
     """Variables that make an embedded cluster ask for a token of its own."""
-    path = folder / "token"
+    write_token(folder / "token")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+
+
+def write_token(path: Path) -> None:
+    """A new token in a new file, which nobody else may read at any moment."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
 
 
 def _forget_token() -> None:

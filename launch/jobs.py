@@ -1,10 +1,13 @@
 """The verbs of submitted runs: `ser submit`, `status`, `logs`, `cancel`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.display import Display
+
+if TYPE_CHECKING:
+    from launch.profile import Profile
 
 verbs = typer.Typer(rich_markup_mode=None)
 RunName = Annotated[
@@ -12,6 +15,12 @@ RunName = Annotated[
     typer.Argument(help="a run: its directory, its name below runs/, or the recipe it was submitted with"),
 ]
 Variant = Annotated[str | None, typer.Option(help="a variant named in the recipe")]
+Site = Annotated[
+    str | None,
+    typer.Option(
+        "--profile", help="the site's profile, where a recipe is named and the profile has a folder"
+    ),
+]
 
 
 @verbs.command()
@@ -46,18 +55,16 @@ def submit(
         return
     record = submitting.submit(found, site, job)
     typer.echo(f"submitted {record.name} to {record.target}: {', '.join(record.ids)}")
-    typer.echo(
-        f"next: ser status {found.records}, ser logs --follow {found.records}, ser cancel {found.records}"
-    )
+    typer.echo(f"next: ser status {record.run}, ser logs --follow {record.run}, ser cancel {record.run}")
 
 
 @verbs.command()
-def status(run: RunName, variant: Variant = None) -> None:
+def status(run: RunName, variant: Variant = None, profile: Site = None) -> None:
     """Where a submitted run is; exit code 0 while it waits, works or is done, else 1."""
     from launch import record as records
     from launch import submit as submitting
 
-    record = submitting.find(run, variant)
+    record = submitting.find(run, variant, _site(profile))
     state, detail = records.summary(record, submitting.look(record))
     Display().table(
         record.run,
@@ -72,19 +79,26 @@ def logs(
     run: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="until it ends")] = False,
     variant: Variant = None,
+    profile: Site = None,
 ) -> None:
     """What a submitted run has printed."""
     from launch import submit as submitting
 
-    for text in submitting.logs(submitting.find(run, variant), follow):
+    for text in submitting.logs(submitting.find(run, variant, _site(profile)), follow):
         typer.echo(text, nl=False)
 
 
 @verbs.command()
-def cancel(run: RunName, variant: Variant = None) -> None:
+def cancel(run: RunName, variant: Variant = None, profile: Site = None) -> None:
     """End a submitted run; what it has committed stays, and submitting it again goes on from there."""
     from launch import submit as submitting
 
-    record = submitting.find(run, variant)
+    record = submitting.find(run, variant, _site(profile))
     submitting.cancel(record)
     typer.echo(f"cancelled {record.target} {', '.join(record.ids)}")
+
+
+def _site(name: str | None) -> "Profile | None":
+    from launch import profile as profiles
+
+    return profiles.named(name) if name else None

@@ -16,6 +16,7 @@ and records hold the whole profile.
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from shards.errors import UserError
 TARGETS = ("local", "slurm", "ray", "kuberay", "skypilot")
 Target = Literal["local", "slurm", "ray", "kuberay", "skypilot"]
 SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL)S?$")
+LOGIN = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # a URL with a password in it
+LEAST = 60  # seconds of work a job must have before it is told to stop
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # One line of a script: nothing in a profile may end a directive and begin another.
 _LINE = r"^[^\r\n]+$"
@@ -207,32 +210,50 @@ class Profile(Strict):
         return values
 
     @model_validator(mode="after")
+    def _time_to_work(self) -> "Profile":
+        if self.to in (None, "slurm") and self.time and seconds(self.time) < self.slurm.warning + LEAST:
+            raise ValueError(
+                f"time {self.time} ends {self.slurm.warning} s (slurm.warning) after the job is told to stop, "
+                f"which leaves it less than {LEAST} s to work: raise time, or lower slurm.warning"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _container_fits(self) -> "Profile":
         if self.container and self.to not in (None, "slurm"):
             raise ValueError("container is Slurm's; pods have kubernetes.image, machines sky.image")
         return self
 
 
+def named(name: str) -> Profile:
+    """The profile of a file, or by name from `$SER_PROFILES` or ~/.config/ser.
+
+    Raises:
+        UserError: No such profile, or a key or value that does not fit.
+    """
+    path = _find(name)
+    values = read_yaml(path) or {}
+    _refuse_secrets(values, str(path))
+    return validate(Profile, values, where=str(path))
+
+
 def read(name: str | None, to: str | None) -> Profile:
-    """The profile of a file, or by name from `$SER_PROFILES` or ~/.config/ser; without a name an empty one.
+    """A profile with its target; without a name an empty one.
 
     Args:
         name: A path, or NAME for NAME.yaml in the folder of profiles.
         to: The target as given on the command line; it must not contradict the profile's.
 
     Raises:
-        UserError: No such profile, a key or value that does not fit, no target, or another one than the profile's.
+        UserError: As `named`; no target, or another one than the profile's.
     """
-    path = _find(name) if name else None
-    values = (read_yaml(path) if path else None) or {}
-    _refuse_secrets(values, str(path))
-    profile = validate(Profile, values, where=str(path or "profile"))
+    profile = named(name) if name else Profile()
     if to is not None and to not in TARGETS:
         raise UserError(f"no target {to!r}", hint=f"--to {' | '.join(TARGETS)}")
     if to is not None and profile.to is not None and profile.to != to:
         raise UserError(
             f"the profile is for {profile.to}, not for {to}",
-            where=str(path),
+            where=name,
             hint=f"--to {profile.to}, or another --profile",
         )
     chosen = to or profile.to
@@ -241,16 +262,42 @@ def read(name: str | None, to: str | None) -> Profile:
     return profile.model_copy(update={"to": chosen})
 
 
+def seconds(time: str) -> int:
+    """Of a time limit as Slurm spells it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, rest_seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, rest_seconds = parts
+    else:
+        hours, (minutes, rest_seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest_seconds
+
+
 def _refuse_secrets(values: Any, where: str) -> None:
     """Before validation, whose messages repeat values."""
-    environment = values.get("environment") if isinstance(values, dict) else None
-    for name in environment if isinstance(environment, dict) else ():
-        if SECRET.search(str(name).upper()):
+    for place, name, value in _leaves(values):
+        said = [name] if place.startswith("environment.") else []
+        said += re.findall(r"(\w+)=", value)  # of a shell line
+        if any(SECRET.search(one.upper()) for one in said) or LOGIN.search(value):
             raise UserError(
-                f"environment.{name} looks like a secret, and a profile is written into scripts and records",
+                f"{place} looks like a secret, and a profile is written into scripts and records",
                 where=where,
                 hint="keep it in the environment or in the usual files of the site (kubernetes.secrets for pods)",
             )
+
+
+def _leaves(values: Any, place: str = "") -> Iterator[tuple[str, str, str]]:
+    """(place, last key, text) of every value."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _leaves(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _leaves(value, place)
+    else:
+        yield place, place.rpartition(".")[2], str(values)
 
 
 def folder() -> Path:

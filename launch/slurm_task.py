@@ -76,7 +76,9 @@ def _worker(meeting: Path, asked: list[int]) -> int:
         while meeting.exists():  # a signal is the head's business: it saves, then ends
             if not node.alive():
                 print(f"Ray ended on {os.uname().nodename}: {node.last_words()}", file=sys.stderr, flush=True)
-                return 0  # the others go on without this machine
+                break  # the others go on without this machine
+            time.sleep(PAUSE)
+        while meeting.exists():  # srun ends all tasks some time after the first that ends
             time.sleep(PAUSE)
     return 0
 

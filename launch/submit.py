@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import Any
 
 import yaml
 
@@ -49,9 +50,7 @@ def make_job(
     Raises:
         UserError: Arrays or a training alone where there are none.
     """
-    folder = profile.folder or os.getcwd()
-    base = Path(folder) if Path(folder).is_dir() else Path.cwd()
-    run = (base / recipe.records).absolute()
+    folder, run = profile.folder or os.getcwd(), _run(recipe, profile)
     here = profile.to in ("local", "slurm")  # the same folders as on this machine
     if profile.to != "slurm" and (folds or only):
         raise UserError(
@@ -68,7 +67,8 @@ def make_job(
         )
     arguments = ("run", "{recipe}", "--until", until)
     if profile.to not in ("local",):
-        arguments += ("cluster.address=auto",)
+        # its own cluster, with a token of its own, whichever the recipe names
+        arguments += ("cluster.address=auto", "cluster.token_file=null")
     training = _training(recipe, only) if only else None
     return Job(
         name=records.job_name(recipe.name, recipe.address if recipe.is_remote else run), run=run, number=records.next_number(run), folder=folder,
@@ -77,6 +77,12 @@ def make_job(
         folds=fold_names(recipe) if folds else (),
         training=training,
     )  # fmt: skip
+
+
+def _run(recipe: Recipe, profile: Profile | None) -> Path:
+    """The run directory as this machine sees it: below the profile's folder where that is here."""
+    base = Path(profile.folder) if profile is not None and profile.folder else Path.cwd()
+    return ((base if base.is_dir() else Path.cwd()) / recipe.records).absolute()
 
 
 def _training(recipe: Recipe, text: str) -> tuple[str, str, str]:
@@ -109,11 +115,13 @@ def submit(recipe: Recipe, profile: Profile, job: Job) -> Record:
         except BaseException:
             _forget(job)
             raise
-        record = records.new(
-            job, str(profile.to), ids, profile.model_dump(mode="json", exclude_defaults=True)
-        )
+        record = records.new(job, str(profile.to), ids, _kept(profile))
         records.write(record)
     return record
+
+
+def _kept(profile: Profile) -> dict[str, Any]:
+    return profile.model_dump(mode="json", exclude_defaults=True)
 
 
 def _forget(job: Job) -> None:
@@ -127,17 +135,20 @@ def _refuse_live(job: Job, profile: Profile, where: ModuleType) -> None:
     """Ask the target of the run's last submission for it, and this one's target for jobs of its name."""
     live, on = [], str(profile.to)
     last = records.read(job.run)
-    if last is not None and not last.cancelled:
+    if last is not None:
         found = look(last)
         if found.phase in ("queued", "running"):
             live, on = last.ids, last.target
-        elif found.phase == "unknown" and last.target != profile.to:
+        elif found.phase == "unknown" and not last.cancelled:
             raise UserError(
                 f"it was last submitted to {last.target}, which cannot be asked now: {found.detail}",
                 where=str(job.run / records.NAME),
                 hint=f"ask again later; or, if you know that it is over, remove {job.run / records.NAME}",
             )
-    live = live or where.find(job, profile)
+    if not live and (live := where.find(job, profile)):
+        # of a submitter that was killed before it wrote the record, without which no verb would reach them
+        number = max(1, records.next_number(job.run) - 1)
+        records.write(records.new(replace(job, number=number), on, live, _kept(profile)))
     if live:
         raise UserError(
             f"this run is submitted already: {on} {', '.join(live)}",
@@ -154,8 +165,8 @@ def look(record: Record) -> Live:
         return Live("unknown", error.what)
 
 
-def find(name: str, variant: str | None = None) -> Record:
-    """The submission of a run: its directory, its name below runs/, or its recipe.
+def find(name: str, variant: str | None = None, profile: Profile | None = None) -> Record:
+    """The submission of a run: its directory, its name below runs/, or its recipe (and profile, if that has a folder).
 
     Raises:
         UserError: There is none.
@@ -171,12 +182,12 @@ def find(name: str, variant: str | None = None) -> Record:
     from ser.recipe import load
 
     recipe = load(name, (), variant)
-    record = records.read(recipe.records)
+    record = records.read(_run(recipe, profile))
     if record is None:
         raise UserError(
             "this run was never submitted",
-            where=str(recipe.records.absolute()),
-            hint=f"ser submit {name} --to {' | '.join(profiles.TARGETS)}; or name its directory",
+            where=str(_run(recipe, profile)),
+            hint=f"ser submit {name} --to {' | '.join(profiles.TARGETS)}; or name its directory, or the --profile it was submitted with",
         )
     return record
 
@@ -187,6 +198,14 @@ def logs(record: Record, follow: bool) -> Iterator[str]:
 
 
 def cancel(record: Record) -> None:
-    """End a submission; what it has committed stays."""
+    """End a submission; what it has committed stays.
+
+    Raises:
+        UserError: Its target cannot be asked; then it is not cancelled.
+    """
     records.write(replace(record, cancelled=True))  # first, so that nobody takes its end for a failure
-    target(record.target).cancel(record)
+    try:
+        target(record.target).cancel(record)
+    except BaseException:
+        records.write(record)
+        raise

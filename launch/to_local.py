@@ -57,6 +57,9 @@ def apply(job: Job, text: str, profile: Profile) -> list[str]:
 def status(record: Record) -> Live:
     """Whether the process lives."""
     if record.host != os.uname().nodename:
+        found = outcomes(record.home)
+        if found and all(one["code"] is not None for one in found):
+            return Live("ended")
         return Live("unknown", f"it was started on {record.host}; ask there")
     pid, ticks = record.ids[-1].split("@")
     # A dead child of ours (tests, notebooks) stays in /proc until it is waited for.

@@ -49,7 +49,9 @@ def script(job: Job, profile: Profile, part: str) -> str:
     )
 
 
-_ASKED = """stop="$home/meeting-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}.stop"
+# An element of an array has an id of its own, but for one, whose own id names the whole array.
+_ASKED = """id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"; id="${id:-$SLURM_JOB_ID}"
+stop="$home/meeting-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}.stop"
 trap ': > "$stop"' USR1
 """
 # `wait` ends early when a trapped signal comes. A job that is cancelled or taken away is no longer RUNNING, and Slurm
@@ -59,9 +61,9 @@ wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
 rm -f "$stop"
 if [ "$code" -eq {code} ] && [ ! -e "$home/cancel" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ] &&
-    [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+    [ "$(squeue --noheader --jobs "$id" --format %T)" = RUNNING ]; then
     echo "saved; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$id"
 fi
 exit "$code"
 """
@@ -130,7 +132,7 @@ def _step(job: Job, profile: Profile, part: str) -> list[str]:
 
 def find(job: Job, profile: Profile) -> list[str]:
     """Ids of this run's jobs that wait or work."""
-    listed = _slurm("squeue", "--me", "--noheader", f"--name={job.name}", "--format=%A")
+    listed = _slurm("squeue", "--me", "--noheader", f"--name={job.name}", "--format=%F")
     return sorted(set(listed.split()), key=int)
 
 
@@ -161,7 +163,7 @@ def status(record: Record) -> Live:
         "--states=all",
         f"--name={record.name}",
         f"--user={record.user}",
-        "--format=%A|%T|%r|%N",
+        "--format=%F|%T|%r|%N",  # %F: of an array's elements the array's id
     )
     rows = [line.split("|") for line in known.splitlines() if line.split("|")[0] in record.ids]
     wanted: tuple[tuple[Phase, Collection[str]], ...] = (("running", RUNNING), ("queued", QUEUED))

@@ -165,11 +165,19 @@ def test_what_slurm_could_never_start_is_refused_and_leaves_nothing(slurm, corpu
 def test_an_array_does_a_fold_a_job_and_the_end_reports_them_all(whole, slurm, corpus, tmp_path):
     names = ["session-ses0", "session-ses1"]
     recipe, run = write_recipe(tmp_path, corpus, STEPS, folds=names), tmp_path / "run"
-    path = tmp_path / "one.yaml"
-    path.write_text(yaml.safe_dump(site(nodes=1)))
-    submit(recipe, path, "--folds")
-    ends(recipe)
+    submit(recipe, gated(tmp_path, 25, nodes=1), "--folds")
     home = run / "submissions/0001"
+    until(lambda: all(saved(run, 20, fold=name) for name in names), "both folds train")
+    array = json.loads((run / "submission.json").read_text())["ids"][1]
+    assert state(recipe) == "running"
+    slurm.ask(
+        "scancel", "--signal=USR1", "--batch", array
+    )  # to every element; the last one's own id is the array's
+    for number in range(2):
+        there = home / f"log-1-fold-{number}.txt"
+        until(lambda there=there: "back into the queue" in there.read_text(), f"fold {number} queues again")
+    (tmp_path / "go-25").touch()
+    ends(recipe)
     said = {p.name: p.read_text() for p in home.glob("log*.txt")}
     assert state(recipe) == "done", said
     assert set(said) == {"log-0.txt", "log-1-fold-0.txt", "log-1-fold-1.txt", "log-2.txt"}

@@ -13,10 +13,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 
-from launch import parcel, profile, to_kuberay, to_local, to_ray, to_skypilot, to_slurm
-from launch import record as records
+from launch import parcel, profile, to_kuberay, to_ray, to_skypilot, to_slurm
 from launch.profile import Profile
-from launch.record import Job, Live
+from launch.record import Job
 from launch.submit import make_job
 from launch.supervise import started
 from ser.recipe import load
@@ -40,6 +39,15 @@ def site(to: str, **values) -> Profile:
 MISTAKES = {
     "unknown key": ({"partition": "gpu"}, "unknown key 'partition'"),
     "unknown key of Slurm": ({"slurm": {"partitoin": "gpu"}}, "did you mean 'partition'"),
+    "a secret in the setup": (
+        {"setup": ["module load x; export WANDB_API_KEY=abc"]},
+        "setup looks like a secret",
+    ),
+    "a login": (
+        {"environment": {"STUDY": "postgresql://me:abc@db/x"}},
+        "environment.STUDY looks like a secret",
+    ),
+    "told to stop before it began": ({"time": "5"}, "raise time, or lower slurm.warning"),
     "a secret": ({"environment": {"WANDB_API_KEY": "abc"}}, "looks like a secret"),
     "a second line": ({"slurm": {"constraint": "a\n#SBATCH --uid=0"}}, "slurm.constraint"),
     "no option": ({"slurm": {"extra": ["rm -rf"]}}, "is not an option"),
@@ -71,6 +79,40 @@ def test_a_profile_is_found_by_name_and_names_its_target(tmp_path, monkeypatch):
     assert "lumi" in error.value.hint
     with pytest.raises(UserError, match="submit where"):
         profile.read(None, None)
+
+
+@pytest.mark.parametrize(
+    "time,seconds",
+    [("5", 300), ("5:30", 330), ("08:00:00", 28800), ("2-00", 172800), ("1-2:30", 95400), ("1-0:0:1", 86401)],
+)
+def test_time_limits_are_read_as_slurm_reads_them(time, seconds):
+    assert profile.seconds(time) == seconds
+
+
+@pytest.mark.parametrize(
+    "known,named",
+    [
+        ({"SLURM_JOB_ID": "7"}, "7"),
+        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "0"}, "8_0"),
+        (
+            {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"},
+            "8_1",
+        ),  # the array's last element
+    ],
+)
+def test_a_script_asks_slurm_for_itself_alone(known, named, tmp_path):
+    """The element whose own id is the array's is not taken for the whole array."""
+    for name in ("squeue", "scontrol"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{tmp_path}/asked"\necho RUNNING\n')
+        (tmp_path / name).chmod(0o755)
+    text = to_slurm.script(job(run=tmp_path), site("slurm"), "")
+    waits = text[text.index("\nwait") :]
+    start = text[text.index("id=") : text.index("trap")]
+    words = f"home={tmp_path}\n{start}\n(exit 75) & step=$!\n{waits}"
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", **known}
+    assert subprocess.run(["bash", "-c", words], env=env, check=False).returncode == 75
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"squeue --noheader --jobs {named} --format %T", f"scontrol requeue {named}"]
 
 
 def test_a_batch_script_asks_for_what_the_profile_says():
@@ -249,41 +291,6 @@ def test_jobs_have_one_name_a_run_directory(recipe):
         make_job(load(str(recipe)), site("slurm"), "report", only="student f 0")
 
 
-@pytest.mark.parametrize(
-    "codes,live,cancelled,state",
-    [
-        ([0], Live("ended"), False, "done"),
-        ([0], Live("unknown", "no cluster"), False, "done"),
-        ([0, 75], Live("ended"), False, "stopped"),
-        ([75], Live("ended"), True, "cancelled"),
-        ([2], Live("ended"), False, "failed"),
-        ([None], Live("ended"), False, "lost"),
-        ([], Live("ended"), False, "lost"),
-        ([], Live("ended", "", 0), False, "done"),
-        ([], Live("ended", "", 1), False, "failed"),
-        ([75], Live("queued"), False, "queued"),
-        ([], Live("unknown", "no cluster"), False, "unknown"),
-    ],
-)
-def test_what_became_of_a_run(codes, live, cancelled, state, tmp_path):
-    made = job(run=tmp_path)
-    made.home.mkdir(parents=True)
-    for number, code in enumerate(codes):
-        (made.home / f"outcome-{number}.json").write_text(json.dumps({"code": code, "ended": "now"}))
-    record = replace(records.new(made, "slurm", ["7"], {}), cancelled=cancelled)
-    assert records.summary(record, live)[0] == state
-
-
-def test_a_record_is_read_as_it_was_written(tmp_path):
-    record = records.new(job(run=tmp_path), "slurm", ["7", "8"], {"gpus": 2})
-    assert records.read(tmp_path) is None
-    records.write(record)
-    assert records.read(tmp_path) == record and records.next_number(tmp_path) == 1
-    (tmp_path / records.NAME).write_text("{}")
-    with pytest.raises(UserError, match="not a submission's record"):
-        records.read(tmp_path)
-
-
 LISTENS = """
 import pathlib, signal, sys, time
 def stop(*_):
@@ -351,12 +358,3 @@ def _zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def test_another_process_of_the_same_number_is_not_taken_for_the_job(tmp_path):
-    made = job(run=tmp_path)
-    record = records.new(made, "local", [f"{os.getpid()}@1"], {})
-    assert to_local.status(record).phase == "ended"
-    alive = records.new(made, "local", [f"{os.getpid()}@{started(os.getpid())}"], {})
-    assert to_local.status(alive).phase == "running"
-    assert to_local.status(replace(alive, host="elsewhere")).phase == "unknown"

@@ -4,8 +4,10 @@ import json
 import os
 import secrets
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,7 +29,10 @@ ENV = {"PYTHONPATH": str(ROOT)}
 def cluster(tmp_path_factory):
     """(address, token file) of a cluster of one machine with two CPUs, which another process has started."""
     folder = tmp_path_factory.mktemp("cluster")
-    command = [sys.executable, "-m", "tests.host", str(folder / "token"), "", "2"]
+    # of a Slurm job the token lies in the run directory, on another file system than Ray's folder
+    shm = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    token = Path(tempfile.mkdtemp(prefix="ser-token-", dir=shm)) / "token"
+    command = [sys.executable, "-m", "tests.host", str(token), "", "2"]
     with (folder / "out").open("w") as out, (folder / "log").open("w") as log:
         host = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | ENV, stdin=subprocess.PIPE, stdout=out, stderr=log
@@ -37,11 +42,13 @@ def cluster(tmp_path_factory):
             (lambda: host.poll() is not None or (folder / "out").read_text().strip()), "Ray starts"
         )
         assert isinstance(address, str), (folder / "log").read_text()
-        yield address, str(folder / "token")
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+        yield address, str(token)
     finally:
         assert host.stdin is not None
         host.stdin.close()
         host.wait(60)
+        token.parent.rmdir()  # the host has removed what it wrote
 
 
 def join(cluster, **options) -> Session:
@@ -78,7 +85,7 @@ def test_it_says_what_it_found_and_uses_what_was_declared_and_the_cluster_lives_
 SHARER = """
 import json, sys
 from cluster.session import Session
-from tests.cluster.test_joining import ENV, span
+from tests.cluster_suite.test_joining import ENV, span
 
 with Session(sys.argv[1], cpus=1, token_file=sys.argv[2], env=ENV) as session:
     print("in", flush=True)
