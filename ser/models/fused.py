@@ -41,12 +41,13 @@ class DimensionMix(nn.Module):
         if self.learned:
             self.scores = nn.Parameter(torch.zeros(len(names), len(DIMENSIONS)))
             return
-        weights = torch.ones(len(names), len(DIMENSIONS))
-        for i, name in enumerate(names):
-            weights[i] = torch.tensor(setting[name] if setting else 1.0)
-        if (weights < 0).any() or (weights.sum(0) <= 0).any():
+        given = [setting[name] if setting else 1.0 for name in names]
+        rows = [
+            [float(one)] * len(DIMENSIONS) if isinstance(one, float | int) else list(one) for one in given
+        ]
+        if min(map(min, rows)) < 0 or min(map(sum, zip(*rows))) <= 0:
             raise UserError("dimension_weights must be >= 0 and not all 0", where="fused model")
-        self.register_buffer("weights", weights)
+        self.register_buffer("weights", torch.tensor(rows))
 
     def forward(self, dimensions: Tensor, present: Tensor) -> Tensor:
         """(N, B, 3) and (N, B) -> (B, 3); zeros where none is present."""

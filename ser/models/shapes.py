@@ -16,6 +16,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model_type": "hubert", **_LAYER,
         "hidden_size": 1280, "num_hidden_layers": 48, "num_attention_heads": 16, "intermediate_size": 5120,
     },
+    "facebook/wav2vec2-base": {"model_type": "wav2vec2"},
     "microsoft/wavlm-large": {"model_type": "wavlm", **_LAYER, "conv_bias": False, **_LARGE},
     "ntu-spml/distilhubert": {
         "model_type": "hubert", "num_hidden_layers": 2, "feat_proj_layer_norm": False, "conv_pos_batch_norm": False,

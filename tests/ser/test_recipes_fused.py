@@ -56,6 +56,7 @@ PUBLISHED = {
     "facebook/hubert-base-ls960": 94_371_712,
     "facebook/hubert-large-ll60k": 315_438_720,
     "facebook/hubert-xlarge-ll60k": 962_497_408,
+    "facebook/wav2vec2-base": 94_371_712,
     "microsoft/wavlm-large": 315_453_120,
     "ntu-spml/distilhubert": 23_491_968,
     "google-bert/bert-base-uncased": 109_482_240 - 590_592,
