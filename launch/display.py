@@ -49,6 +49,9 @@ class Bar:
             )
 
 
+NAME = 24  # characters of a row's name that are never folded
+
+
 class Display:
     """Progress and messages on the standard output."""
 
@@ -85,8 +88,9 @@ class Display:
     def table(self, title: str, heads: list[str], rows: list[tuple[Any, ...]]) -> None:
         """A table of text cells."""
         table = Table(title=title, title_justify="left")
-        for head in heads:
-            table.add_column(head)
+        longest = max((len(str(row[0])) for row in rows), default=0)
+        for number, head in enumerate(heads):  # what a row is called stays whole on narrow terminals
+            table.add_column(head, min_width=min(longest, NAME) if number == 0 else None)
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         self.console.print(table)

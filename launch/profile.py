@@ -253,7 +253,7 @@ def read(name: str | None, to: str | None) -> Profile:
     if to is not None and profile.to is not None and profile.to != to:
         raise UserError(
             f"the profile is for {profile.to}, not for {to}",
-            where=name,
+            where=str(name),
             hint=f"--to {profile.to}, or another --profile",
         )
     chosen = to or profile.to
