@@ -90,7 +90,7 @@ class Display:
         table = Table(title=title, title_justify="left")
         longest = max((len(str(row[0])) for row in rows), default=0)
         for number, head in enumerate(heads):  # what a row is called stays whole on narrow terminals
-            table.add_column(head, min_width=min(longest, NAME) if number == 0 else None)
+            table.add_column(head, overflow="fold", min_width=min(longest, NAME) if number == 0 else None)
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
         self.console.print(table)
