@@ -1,22 +1,28 @@
 """A bounded folder of local copies of remote bytes, shared by all processes of one machine.
 
 Guarantees: an entry is seen whole or not at all (temporary name, sync, rename), also after SIGKILL; entries are dropped
-least recently used first; a reader that holds an entry open or mapped keeps it after it was dropped.
+least recently used first; a reader that holds an entry open or mapped keeps it after it was dropped. Files that are not
+entries by their name are neither counted nor touched: the user may have named a folder that holds others.
 Gives up: the bound is kept by scanning the folder each time a process has written 1/64 of the limit, down to 7/8 of it,
 so it holds for up to 8 writing processes and grows by 1/64 for each further one. Not for network folders that several
 machines share.
 """
 
+import contextlib
 import hashlib
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shards.atomic import TEMPORARY, abandoned, replacing
 from shards.errors import UserError
 
 DEFAULT_LIMIT = 16 << 30
+# What is kept is named by a digest: of remote bytes and their block, of a dataset's columns, of what a file was asked for.
+ENTRY = re.compile(r"(plan-\d+-|sha256-)?[0-9a-f]{32,64}(-\d+)?")
+HALF = re.compile(re.escape(TEMPORARY) + r".+-\d+-[0-9a-f]{32}")
 
 
 def default_directory() -> Path:
@@ -60,7 +66,7 @@ def default_limit() -> int:
 
 
 class Cache:
-    """Named byte strings in a folder, at most `limit` bytes of them.
+    """Byte strings in a folder, named by `ENTRY`, at most `limit` bytes of them.
 
     Args:
         directory: Folder, made when first written; default `default_directory()`.
@@ -93,6 +99,7 @@ class Cache:
         Raises:
             UserError: The disk is full.
         """
+        assert ENTRY.fullmatch(name), name  # else it would never be dropped
         if size > self.limit:
             return None
         final = self.directory / name
@@ -104,31 +111,35 @@ class Cache:
             self.trim(keep=name)
         return str(final)
 
+    def entries(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """What is kept; nothing where there is no folder yet."""
+        return self._named(ENTRY)
+
     def drop(self, prefix: str) -> None:
         """Removes every entry whose name starts with `prefix`."""
-        for path in self.directory.glob(f"{prefix}*"):
-            path.unlink(missing_ok=True)
+        for path, _ in self.entries():
+            if path.name.startswith(prefix):
+                path.unlink(missing_ok=True)
 
     def trim(self, keep: str | None = None) -> None:
         """Drops the least recently used entries down to 7/8 of the limit, and the leavings of dead processes."""
-        entries = []
-        with os.scandir(self.directory) as found:
-            for entry in found:
-                try:
-                    state = entry.stat()
-                except FileNotFoundError:
-                    continue
-                if entry.name.startswith(TEMPORARY):
-                    if abandoned(entry.name, state.st_mtime):
-                        Path(entry.path).unlink(missing_ok=True)
-                else:
-                    entries.append((state.st_mtime_ns, state.st_size, entry.name))
+        for path, state in self._named(HALF):
+            if abandoned(path.name, state.st_mtime):
+                path.unlink(missing_ok=True)
+        entries = sorted((state.st_mtime_ns, state.st_size, path.name) for path, state in self.entries())
         total = sum(size for _, size, _ in entries)
-        if total > self.limit * 7 // 8:
-            for _, size, name in sorted(entries):
-                if total <= self.limit * 7 // 8:
-                    break
-                if name != keep:
-                    (self.directory / name).unlink(missing_ok=True)
-                    total -= size
+        for _, size, name in entries:
+            if total <= self.limit * 7 // 8:
+                break
+            if name != keep:
+                (self.directory / name).unlink(missing_ok=True)
+                total -= size
         self._unscanned = 0
+
+    def _named(self, names: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:
+        """Files here of such names, as they are now."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):  # dropped by another process since
+                    if names.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path), entry.stat()

@@ -137,17 +137,46 @@ def test_cut_cache_entry_is_not_used(tmp_path):
     assert store.read_range("f", 0, 100, version="1") == DATA[:100]
 
 
+def entry(number: int) -> str:
+    """A name such as the cache's own."""
+    return f"{number:032x}"
+
+
 def test_cache_is_bounded_and_drops_the_oldest(tmp_path):
     cache = Cache(tmp_path, limit=1000)
     for i in range(8):
-        cache.put(f"e{i}", bytes(100))
-        os.utime(tmp_path / f"e{i}", (i, i))
-    assert cache.get("e0")  # used just now, so e1 is the oldest
-    cache.put("last", bytes(100))
+        cache.put(entry(i), bytes(100))
+        os.utime(tmp_path / entry(i), (i, i))
+    assert cache.get(entry(0))  # used just now, so the next is the oldest
+    cache.put(entry(8), bytes(100))
     held = {path.name for path in tmp_path.iterdir()}
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1000
-    assert "e1" not in held and {"e0", "last"} <= held
-    assert cache.put("huge", bytes(1001)) is None and cache.get("huge") is None
+    assert entry(1) not in held and {entry(0), entry(8)} <= held
+    assert cache.put(entry(9), bytes(1001)) is None and cache.get(entry(9)) is None
+
+
+def test_a_cache_counts_and_drops_its_own_files_alone(tmp_path):
+    """The folder that the user has named holds a thesis, a folder, and what live and dead processes are writing."""
+    child = subprocess.Popen(["true"])
+    child.wait()
+    host = os.uname().nodename
+    alive, dead = (f".tmp-{host}-{pid}-{'0' * 32}" for pid in (os.getpid(), child.pid))
+    others = {"thesis.txt", "folder", ".tmp-notes", alive}
+    for name in [*others - {"folder"}, dead]:
+        (tmp_path / name).write_bytes(bytes(2000))
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / "folder").mkdir()
+    cache = Cache(tmp_path, limit=1000)
+    kept = [entry(0), f"{entry(1)}-7", f"plan-2-{entry(2)}", f"sha256-{2 * entry(3)}"]
+    for name in kept:
+        cache.put(name, bytes(100))
+    assert {path.name for path in tmp_path.iterdir()} == others | set(kept)
+    assert {path.name: state.st_size for path, state in cache.entries()} == dict.fromkeys(kept, 100)
+    cache.drop(entry(1))
+    assert {path.name for path, _ in cache.entries()} == set(kept) - {f"{entry(1)}-7"}
+    cache.drop("")
+    assert {path.name for path in tmp_path.iterdir()} == others
+    assert list(Cache(tmp_path / "none").entries()) == []
 
 
 def test_killed_cache_fill_is_never_an_entry(tmp_path):
@@ -156,14 +185,14 @@ import os, signal
 from shards.cache import Cache
 def write(path):
     open(path, "wb").write(b"half"); os.kill(os.getpid(), signal.SIGKILL)
-Cache({str(tmp_path)!r}, 1000).fill("e", 8, write)
+Cache({str(tmp_path)!r}, 1000).fill({entry(0)!r}, 8, write)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1
     cache = Cache(tmp_path, 1000)
-    assert cache.get("e") is None
-    cache.put("other", b"x")
-    assert os.listdir(tmp_path) == ["other"]
+    assert cache.get(entry(0)) is None
+    cache.put(entry(1), b"x")
+    assert os.listdir(tmp_path) == [entry(1)]
 
 
 def test_temporary_names_tell_dead_from_living():
