@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from launch.display import Display
@@ -130,8 +131,11 @@ def _removed(one: Leftover, display: Display) -> bool:
     """Delete it under its runs' locks; what a live run could need is left, and said."""
     with ExitStack() as held:
         for run in one.runs:
+            # A fold alone (`ser run --fold`) holds a lock of its own, and may begin any moment.
+            folds = {run / f".lock-{path.name}" for path in run.glob("folds/*")} | {*run.glob(".lock-*")}
             try:
-                held.enter_context(hold(run / ".lock", BUSY, "run ser gc later"))
+                for lock in (run / ".lock", *sorted(folds)):
+                    held.enter_context(hold(lock, BUSY, "run ser gc later"))
                 _refuse_training(run)
             except UserError as error:
                 display.warn(f"left: {one.where}: {error.what} ({error.where})")
@@ -334,21 +338,9 @@ def _size(path: Path) -> int:
 
 def of_cache() -> list[Leftover]:
     """The local copies of remote files: whoever reads one now keeps it, everyone else reads it anew."""
-    folder = cache.default_directory()
-    files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
-    size = sum(path.stat().st_size for path in files)
+    kept = cache.Cache()
+    size = sum(state.st_size for _, state in kept.entries())
     if not size:
         return []
-    return [
-        Leftover(
-            "cache", str(folder), size, "copies of remote files, made again when read", _Cached(folder), ()
-        )
-    ]
-
-
-@dataclass(frozen=True)
-class _Cached:
-    folder: Path
-
-    def __call__(self) -> None:
-        cache.Cache(self.folder).drop("")
+    why = "copies of remote files, made again when read"
+    return [Leftover("cache", str(kept.directory), size, why, partial(kept.drop, ""), ())]

@@ -15,19 +15,22 @@ from tests import tiny
 from tests.whole import run_here
 
 QUIET = Display(quiet=True)
+LEARNS = [{"loss": "cross_entropy"}]
+CONV_ALONE = {
+    "model": {"role": "baseline", "model": tiny.CONV, "objective": LEARNS, "train": tiny.training(2)}
+}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run whose teacher was trained twice: (recipe, leftovers of the first time are there)."""
     folder = tmp_path_factory.mktemp("gc")
-    learns = [{"loss": "cross_entropy"}]
     conv = {**tiny.CONV, "features": "stored"}
     models = {
-        "teacher": {"role": "teacher", "model": conv, "objective": learns, "train": tiny.training(3, checkpoint_every=2)},
+        "teacher": {"role": "teacher", "model": conv, "objective": LEARNS, "train": tiny.training(3, checkpoint_every=2)},
         "student": {
             "role": "student", "model": conv, "train": tiny.training(2),
-            "objective": [*learns, {"loss": "kl", "teacher": "teacher"}],
+            "objective": [*LEARNS, {"loss": "kl", "teacher": "teacher"}],
         },
     }  # fmt: skip
     features = {"mel": {"kind": "mel", "options": {"bands": 20}}}
@@ -117,7 +120,22 @@ def test_the_cache_is_found_without_names(tmp_path, monkeypatch):
     monkeypatch.setenv("SER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert collect([], [], True, QUIET) == []
-    cache.Cache().put("piece", b"1234")
+    cache.Cache().put("0" * 32, b"1234")
+    (tmp_path / "cache" / "thesis.txt").write_text("not the cache's")
     assert [one.bytes for one in collect([], [], False, QUIET)] == [4]
     collect([], [], True, QUIET)
     assert collect([], [], False, QUIET) == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_fold_alone_works_on_stays(tmp_path):
+    """A job of an array holds its fold's lock, not the run's; Ray's files of its training are no remains."""
+    path = tiny.write_recipe(tmp_path, tiny.recipe_values(tmp_path, str(tmp_path / "dataset"), CONV_ALONE))
+    run = load(str(path)).directory
+    (run / "folds/session-ses0/model/.seed-0-ray").mkdir(parents=True)
+    (run / "folds/session-ses0/model/.seed-0-ray/starts").write_text("0")
+    (run / "recipe.yaml").write_text(path.read_text())
+    with hold(run / ".lock-session-ses0", "busy", "wait"):
+        assert collect([str(run)], [], True, QUIET) == []
+    assert [one.what for one in collect([str(run)], [], True, QUIET)] == ["remains"]
+    assert not (run / "folds/session-ses0/model/.seed-0-ray").exists()
