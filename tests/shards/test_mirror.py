@@ -314,14 +314,76 @@ def test_an_owner_that_was_replaced_writes_no_more(url, tmp_path, monkeypatch):
     assert [n for n in mirror.store.list() if not n.startswith(".owner")] == []
 
 
-def test_an_owner_that_cannot_renew_stops_in_time(url, monkeypatch):
-    assert owning.RENEW < owning.FENCE / 2 and owning.FENCE < owning.LASTS
+@pytest.fixture
+def outage(monkeypatch):
+    """`begin()` and `end()`: between them what an owner writes of itself waits, as a call that is tried again does."""
+    monkeypatch.setattr(owning, "RENEW", 0.02)
+    monkeypatch.setattr(owning, "FENCE", 0.2)
+    over, put = threading.Event(), Store.put
+
+    class Outage:
+        waiting = threading.Event()
+        begin, end = over.clear, over.set
+
+    def slow(self, name, data):
+        if not over.is_set():
+            Outage.waiting.set()
+            assert over.wait(60)
+        put(self, name, data)
+
+    over.set()
+    monkeypatch.setattr(Store, "put", slow)
+    yield Outage
+    over.set()
+
+
+def silent(owner: Owner, outage) -> None:
+    """Let an owner try in vain to renew until it must write nothing more."""
+    outage.begin()
+    assert outage.waiting.wait(60)
+    end = time.monotonic() + 60
+    while time.monotonic() - owner.renewed <= owning.FENCE:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_an_owner_whom_nobody_replaced_goes_on_after_an_outage(url, tmp_path, outage, monkeypatch):
+    assert owning.RENEW < owning.FENCE / 2
+    lost = threading.Event()
+    with mirrored(url, tmp_path, print, print, lost.set) as mirror:
+        finished(tmp_path)
+        silent(mirror.owner, outage)
+        monkeypatch.setenv("SER_STORE_PATIENCE", "0")
+        with pytest.raises(UserError, match="could not be told for too long"):
+            mirror.owner.check()
+        monkeypatch.setenv("SER_STORE_PATIENCE", "60")
+        threading.Timer(0.1, outage.end).start()
+        mirror.push()  # waits
+        assert "folds/f/m/seed-0/DONE" in mirror.store.list()
+        number = mirror.owner.number
+        assert mirror.store.list(".owner")[-1] > owning._name(number), (
+            "as a new owner would, and by the same way"
+        )
+    assert not lost.is_set()
+    with mirrored(url, tmp_path, print, print, lost.set) as mirror:
+        assert mirror.owner.before == number, "nobody else worked on it: the folder is used again"
+
+
+def test_an_owner_who_was_replaced_in_an_outage_stops(url, outage):
     owner = Owner(Store(url))
     owner.take(print)
-    owner.check()
-    monkeypatch.setattr(owning, "FENCE", -1.0)
-    with pytest.raises(UserError, match="or may have"):
+    silent(owner, outage)
+    assert owner.store.claim(owning._name(owner.number + 1), b'{"token": "another"}')
+    outage.end()
+    assert owner.lost.wait(60)
+    with pytest.raises(UserError, match="took this run over"):
         owner.check()
+    owner.release()
+    assert json.loads(owner.store.read(owning._name(owner.number + 1))) == {"token": "another"}
+
+
+def test_an_owner_stops_before_others_may_take_it_for_dead():
+    assert owning.RENEW < owning.FENCE / 2 and owning.FENCE < owning.LASTS
 
 
 def test_half_a_taking_is_taken_again(url, tmp_path, monkeypatch):
