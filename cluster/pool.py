@@ -16,7 +16,8 @@ from typing import Any
 
 from cluster.place import Home, refuse_impossible
 from cluster.session import PATIENCE
-from ser.job import Job
+from ser.checkpoint import committed
+from ser.job import Job, directory
 from ser.produce import Done, Work
 from ser.quarantine import Quarantine
 from ser.recipe import Recipe
@@ -150,7 +151,7 @@ def train_all(
     """Run all trainings over `workers` long-lived Ray actors; yields each as it finishes.
 
     Raises:
-        UserError: Of a training, as it raised it; a training whose worker died too often; or an embedded cluster that
+        UserError: Of a training, as it raised it; a training whose worker died too often with no checkpoint between; or an embedded cluster that
             cannot hold one.
         Stopped: A signal asked this process to stop; trainings have saved where they were.
     """
@@ -161,7 +162,8 @@ def train_all(
         refuse_impossible(recipe.cluster.cpus_per_task, recipe.cluster.gpus_per_task)
     shared = recipe.cluster.address is not None
     pool = Pool(recipe, workers, home or Home(os.getcwd()), HELD if shared else math.inf)
-    waiting, deaths = list(jobs), dict.fromkeys(jobs, 0)
+    waiting: list[Job] = list(jobs)
+    deaths: dict[Job, list[int]] = {job: [] for job in jobs}  # how far each had come
     asked: list[float] = []  # when we were asked to stop
     told: set[Any] = set()
     try:
@@ -190,10 +192,10 @@ def train_all(
                                 continue
                             raise (error.cause if isinstance(error.cause, UserError) else error) from None
                         except RayActorError:
-                            deaths[job] += 1
-                            if deaths[job] >= MOST_DEATHS:
+                            deaths[job].append(max(committed(directory(recipe, job)), default=0))
+                            if deaths[job].count(deaths[job][-1]) >= MOST_DEATHS:
                                 raise UserError(
-                                    f"the worker of {job} died {deaths[job]} times",
+                                    f"the worker of {job} died {MOST_DEATHS} times with no checkpoint between",
                                     hint="look for out-of-memory kills (dmesg), or lower cluster.cpus",
                                 ) from None
                             waiting.insert(0, job)

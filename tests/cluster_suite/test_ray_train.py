@@ -10,7 +10,7 @@ from threading import Thread
 import psutil
 import pytest
 
-from cluster.pool import train_all
+from cluster.pool import MOST_DEATHS, TrainWorker, train_all
 from cluster.session import Session
 from cluster.train import train_many
 from ser.job import Job, directory
@@ -130,3 +130,29 @@ def test_a_pool_raises_a_training_s_mistake(session, tmp_path, tiny_dataset):
     recipe = values(tmp_path, tiny_dataset, init_from=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"no model\.json"):
         list(train_all(Recipe.model_validate(recipe), [Job(FOLD, "acoustic", 0)], 1))
+
+
+class Dies(TrainWorker):
+    """Stands for a worker whose machine is lost: it dies in every training, until there are as many checkpoints as asked."""
+
+    def run(self, recipe: Recipe, job: Job) -> float:
+        folder = directory(recipe, job) / "checkpoints"
+        count = len(list(folder.glob("step-*")))
+        if job.seed == 0:  # the others come no further
+            (folder / f"step-{count}").mkdir(parents=True)
+            (folder / f"step-{count}" / "COMMIT").touch()
+        if count <= MOST_DEATHS + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0.0
+
+
+def test_a_pool_gives_up_who_dies_again_and_again_without_a_checkpoint_between(
+    session, tmp_path, tiny_dataset, monkeypatch
+):
+    monkeypatch.setattr("cluster.pool.TrainWorker", Dies)
+    recipe = Recipe.model_validate(values(tmp_path, tiny_dataset))
+    lucky, other = (Job(FOLD, "acoustic", seed) for seed in (0, 1))
+    assert [trained.job for trained in train_all(recipe, [lucky], 1)] == [lucky]
+    assert len(list(directory(recipe, lucky).rglob("COMMIT"))) > MOST_DEATHS + 1
+    with pytest.raises(UserError, match=f"seed 1 died {MOST_DEATHS} times with no checkpoint between"):
+        list(train_all(recipe, [other], 1))
