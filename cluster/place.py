@@ -173,62 +173,92 @@ def _has_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE") == "token"
 
 
-def room(num_cpus: float, num_gpus: float) -> int:
-    """How many tasks of such a size the machines that are there can hold at once."""
-    import ray
-
-    asked = {name: count for name, count in (("CPU", num_cpus), ("GPU", num_gpus)) if count > 0}
-    if not asked:
-        return 1_000_000
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(int(min(node.get(name, 0) / count + 1e-9 for name, count in asked.items())) for node in nodes)
-
-
-def refuse_impossible(
-    num_cpus: float,
-    num_gpus: float,
-    count: int = 1,
-    patience: float = 0.0,
-    say: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Refuses tasks that would wait for ever: the machines of the cluster cannot hold `count` of them at once.
+class Room:
+    """Whether the machines that are there can hold so many tasks of a size at once, and since when they cannot.
 
     Args:
         num_cpus: CPUs of one.
         num_gpus: GPUs of one.
         count: How many must run at once.
-        patience: Seconds in which machines may still come; a cluster that grows is told what is wanted.
-        say: Told that it waits.
-
-    Raises:
-        UserError: Names what is asked and what is there.
+        memory: Bytes of one.
+        patience: Seconds in which machines may still come.
+        say: Told that they are waited for.
+        keys: Of the recipe, where it asks for that much.
     """
-    if room(num_cpus, num_gpus) >= count:
-        return
-    import ray
 
-    one = f"{num_cpus:g} CPUs and {num_gpus:g} GPUs"
-    asked = f"a task asks for {one}" if count == 1 else f"{count} workers ask for {one} each"
-    if patience > 0:
+    def __init__(
+        self,
+        num_cpus: float,
+        num_gpus: float,
+        count: int = 1,
+        *,
+        memory: float = 0.0,
+        patience: float = 0.0,
+        say: Callable[[str], None] = lambda text: None,
+        keys: str = "cluster.cpus_per_task, cluster.gpus_per_task",
+    ):
+        asked = {"CPU": num_cpus, "GPU": num_gpus, "memory": memory}
+        self.one = {name: amount for name, amount in asked.items() if amount > 0}
+        self.count, self.patience, self.say, self.keys = count, patience, say, keys
+        self.since: float | None = None
+
+    def now(self) -> int:
+        """How many they can hold."""
+        if not self.one:
+            return 1_000_000
+        return sum(int(min(n.get(k, 0) / v + 1e-9 for k, v in self.one.items())) for n in _living())
+
+    def enough(self) -> bool:
+        """Whether they can hold what is asked; to be called again and again while that is waited for.
+
+        Raises:
+            UserError: They could not for `patience` seconds; names what is asked and what is there.
+        """
+        if self.now() >= self.count:
+            self.since = None
+            return True
+        size = _told(self.one)
+        asked = f"a task asks for {size}" if self.count == 1 else f"{self.count} workers ask for {size} each"
+        if self.since is None:
+            self.since = time.monotonic()
+            if self.patience > 0:
+                self.say(f"{asked}; waiting up to {self.patience:.0f} s for machines (cluster.wait)")
+        if time.monotonic() - self.since < self.patience:
+            return False
+        add = sum if self.count > 1 else max
+        have = {
+            name: add([node.get(name, 0) for node in _living()] or [0]) for name in ("CPU", "GPU", *self.one)
+        }
+        raise UserError(
+            f"{asked}; this cluster has {_told(have)}",
+            where=self.keys + (", train.workers" if self.count > 1 else ""),
+            hint="ask for less, raise cluster.cpus, or join a cluster that has them (cluster.address; cluster.wait where it grows)",
+        )
+
+    def wait(self) -> None:
+        """Return once they can; a cluster that grows is told what is wanted.
+
+        Raises:
+            UserError: As `enough`.
+        """
+        if self.enough():
+            return
         from ray.autoscaler.sdk import request_resources
 
-        say(f"{asked}; waiting up to {patience:.0f} s for machines (cluster.wait)")
-        wanted = [{"CPU": num_cpus, "GPU": num_gpus} if num_gpus else {"CPU": num_cpus}] * count
-        request_resources(bundles=wanted)
-        end = time.monotonic() + patience
-        while time.monotonic() < end:
-            if room(num_cpus, num_gpus) >= count:
-                request_resources(bundles=[])
-                return
-            time.sleep(0.5)
-        request_resources(bundles=[])
-    have = _most([node["Resources"] for node in ray.nodes() if node["Alive"]], sum if count > 1 else max)
-    raise UserError(
-        f"{asked}; this cluster has {have['CPU']:g} and {have['GPU']:g}",
-        where="cluster.cpus_per_task, cluster.gpus_per_task" + (", train.workers" if count > 1 else ""),
-        hint="ask for less, raise cluster.cpus, or join a cluster that has them (cluster.address; cluster.wait where it grows)",
-    )
+        request_resources(bundles=[self.one] * self.count)
+        try:
+            while not self.enough():
+                time.sleep(0.5)
+        finally:
+            request_resources(bundles=[])
 
 
-def _most(nodes: Sequence[Mapping[str, Any]], add: Callable) -> dict[str, float]:
-    return {name: add([node.get(name, 0) for node in nodes] or [0]) for name in ("CPU", "GPU")}
+def _living() -> list[Mapping[str, Any]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _told(amounts: Mapping[str, float]) -> str:
+    words = f"{amounts.get('CPU', 0):g} CPUs and {amounts.get('GPU', 0):g} GPUs"
+    return words + (f" and {amounts['memory'] / 2**30:.3g} GB of memory" if "memory" in amounts else "")

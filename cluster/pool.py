@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.place import Home, refuse_impossible
+from cluster.place import Home, Room
 from cluster.session import PATIENCE
 from ser.checkpoint import committed
 from ser.job import Job, directory
@@ -147,20 +147,21 @@ def train_all(
     workers: int,
     progress: Progress | None = None,
     home: Home | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Trained]:
-    """Run all trainings over `workers` long-lived Ray actors; yields each as it finishes.
+    """Run all trainings over `workers` long-lived Ray actors; yields each as it finishes. `say` hears what is waited for.
 
     Raises:
-        UserError: Of a training, as it raised it; a training whose worker died too often with no checkpoint between; or an embedded cluster that
-            cannot hold one.
+        UserError: Of a training, as it raised it; a training whose worker died too often with no checkpoint between; or a cluster that cannot
+            hold one (any more), though it was waited for.
         Stopped: A signal asked this process to stop; trainings have saved where they were.
     """
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    if recipe.cluster.address is None:
-        refuse_impossible(recipe.cluster.cpus_per_task, recipe.cluster.gpus_per_task)
-    shared = recipe.cluster.address is not None
+    want = recipe.cluster
+    shared = want.address is not None
+    room = Room(want.cpus_per_task, want.gpus_per_task, patience=want.wait if shared else 0.0, say=say)
     pool = Pool(recipe, workers, home or Home(os.getcwd()), HELD if shared else math.inf)
     waiting: list[Job] = list(jobs)
     deaths: dict[Job, list[int]] = {job: [] for job in jobs}  # how far each had come
@@ -169,6 +170,8 @@ def train_all(
     try:
         with saving(lambda: asked.append(time.monotonic())):
             while pool.running or (waiting and not asked):
+                if not pool.running:
+                    room.enough()
                 pool.hire(len(waiting) + len(pool.running) if not asked else 0)
                 done, _ = ray.wait([*pool.coming, *pool.running], num_returns=1, timeout=0.5)
                 if progress:

@@ -27,10 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.place import Home, marked, own_address, refuse_impossible, refuse_unreachable, require_ray
+from cluster.place import Home, Room, marked, own_address, refuse_unreachable, require_ray
 from shards.errors import UserError
 
 PREFIX = "ser-ray-"
+LOOK = 5.0  # seconds without a result after which it is asked whether there can be one
 # Seconds in which a worker of a killed driver, or one that was given up, ends and lets go of its training.
 PATIENCE = 60.0
 _QUIET = {
@@ -188,13 +189,14 @@ class Session:
                 it held of them is free for the next.
 
         Raises:
-            UserError: No machine of the cluster has the CPUs or GPUs of one task, nor comes within `wait` seconds. Else as
-                the function raised it. Any other exception of a task comes as its own type, too.
+            UserError: No machine of the cluster has the CPUs or GPUs of one task (any more), nor comes within `wait`
+                seconds. Else as the function raised it. Any other exception of a task comes as its own type, too.
         """
         import ray
         from ray.exceptions import RayTaskError
 
-        self.refuse_impossible(num_cpus, num_gpus)
+        room = self.room(num_cpus, num_gpus)
+        room.wait()
         home = replace(self.home, folder=os.getcwd())
 
         def call(item: Any) -> Any:  # ray.remote refuses partials and instances as they are
@@ -211,7 +213,10 @@ class Session:
                     running[task.remote(item[1])] = item[0]
                 if not running:
                     return
-                done, _ = ray.wait(list(running), num_returns=1)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+                if not done:
+                    room.enough()  # else what was lost with its machine would wait for ever
+                    continue
                 try:
                     result, self.node = ray.get(done[0])
                 except RayTaskError as error:
@@ -226,19 +231,20 @@ class Session:
                     # By force: an interrupt is lost on a task that waits in compiled code, and work is idempotent.
                     ray.cancel(reference, force=True)
 
-    def refuse_impossible(self, num_cpus: float, num_gpus: float, count: int = 1) -> None:
-        """Refuses tasks of which the cluster cannot hold `count` at once, nor could if `cpus` of it are used.
+    def room(self, num_cpus: float, num_gpus: float, count: int = 1, **more: Any) -> Room:
+        """Whether `count` such tasks find room at once, which may come for `wait` seconds; `more` as `Room` has it.
 
         Raises:
-            UserError: Names what is asked and what is there.
+            UserError: They would take more than `cpus`.
         """
         if self.address is not None and self.cpus is not None and count * num_cpus > self.cpus:
             raise UserError(
                 f"{count} x {num_cpus:g} CPUs are asked for at once, and this run may use {self.cpus}",
                 where="cluster.cpus",
-                hint="raise cluster.cpus, or lower cluster.cpus_per_task or train.workers",
+                hint=f"raise cluster.cpus, or lower {more.get('keys', 'cluster.cpus_per_task or train.workers')}",
             )
-        refuse_impossible(num_cpus, num_gpus, count, self.wait if self.address is not None else 0.0, self.say)
+        patience = self.wait if self.address is not None else 0.0
+        return Room(num_cpus, num_gpus, count, patience=patience, say=self.say, **more)
 
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs that this session may use at once, of those that the cluster has now."""

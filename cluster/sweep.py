@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import optuna
 from optuna.trial import TrialState
 
 from cluster import lease, reaper, trials
-from cluster.place import refuse_impossible
+from cluster.session import Session
 from cluster.study import sampler
 from ser.space import propose, told
 from ser.stopping import EXIT_CODE
@@ -59,8 +59,6 @@ class Sweep:
     most: int = 1
     say: Callable[[str], None] = print
     show: Callable[[int, int], None] = lambda done, total: None
-    joined: bool = False
-    home: str = field(default_factory=os.getcwd)
 
     def folder_of(self, number: int) -> Path:
         """Where a trial lies."""
@@ -74,16 +72,14 @@ class Sweep:
         return min(self.config.trials, math.prod(map(len, grid_of(self.config.space).values())))
 
 
-def drive(sweep: Sweep) -> None:
-    """Run trials until all that were asked for have ended.
+def drive(sweep: Sweep, session: Session) -> None:
+    """Run trials on a session until all that were asked for have ended.
 
     Raises:
-        UserError: No machine can hold a trial, or nothing but failures comes back.
+        UserError: No machine can hold a trial (any more), though one was waited for; a machine does not share the session's
+            folders; or nothing but failures comes back.
     """
-    want = sweep.config.resources
-    if not sweep.joined:
-        refuse_impossible(want.cpus, want.gpus)
-    driver = _Driver(sweep)
+    driver = _Driver(sweep, session)
     try:
         driver.loop()
     finally:
@@ -91,16 +87,20 @@ def drive(sweep: Sweep) -> None:
 
 
 class _Driver:
-    def __init__(self, sweep: Sweep):
+    def __init__(self, sweep: Sweep, session: Session):
         import ray
 
-        self.ray, self.x, self.study = ray, sweep, sweep.study
-        self.task = ray.remote(trials.attend).options(**trials.options(sweep.config.resources))
+        self.ray, self.x, self.study, want = ray, sweep, sweep.study, sweep.config.resources
+        self.task = ray.remote(trials.attend).options(**trials.options(want))
+        self.home = replace(session.home, folder=os.getcwd())
+        self.room = session.room(want.cpus, want.gpus, memory=trials.memory(want), keys="sweep.resources")
+        # Of a joined cluster, which grows and shrinks, those that the session may use.
+        self.most = lambda: int(session.resources()["CPU"] / want.cpus + 1e-9)
         # Left by a driver that ended, or died under this one: they go first.
         self.waiting = [t.number for t in self._all() if t.state == TrialState.RUNNING]
         self.running: dict[Any, int] = {}
         self.handles: dict[int, optuna.Trial] = {}
-        self.failed_in_a_row, self._room = 0, (-math.inf, 0)
+        self.failed_in_a_row, self._found = 0, (-math.inf, 0)
         for number in self.waiting:
             if sweep.folder_of(number).exists():
                 self._count(number, "interruptions")
@@ -132,7 +132,7 @@ class _Driver:
             if not lease.alive(self.x.folder_of(number)):  # else whoever works there has not ended yet
                 self.waiting.remove(number)
                 self._start(number)
-        while len(self.running) < self._capacity() and (asked := self._asked()) < self.x.total:
+        while (asked := self._asked()) < self.x.total and len(self.running) < self._capacity():
             self.study.sampler = sampler(self.x.config, asked)
             trial = self.study.ask()
             self.handles[trial.number] = trial
@@ -150,7 +150,7 @@ class _Driver:
             self._fail(number, f"{told(given)}: {error.what}")
             return
         (folder / reaper.STOP).unlink(missing_ok=True)
-        reference = self.task.remote(self.x.entry, str(folder), self.x.home, self.x.preload)
+        reference = self.task.remote(self.x.entry, str(folder), self.home, self.x.preload)
         self.running[reference] = number
 
     def _settle(self, reference: Any) -> None:
@@ -266,12 +266,16 @@ class _Driver:
         return self._all()[number].state.is_finished()
 
     def _capacity(self) -> int:
-        """Trials that may run at once; nodes come and go, so it is asked now and then."""
+        """Trials that may run at once; nodes come and go, so it is asked now and then.
+
+        Raises:
+            UserError: No node can hold one, and none that could has come within the session's `wait`.
+        """
         now = time.monotonic()
-        if now - self._room[0] > 5:
-            # One may always wait, so that a cluster that grows on demand sees the demand.
-            self._room = (now, max(1, trials.fits(self.x.config.resources, self.ray.nodes())))
-        return min(self._room[1], self.x.config.parallel or self._room[1])
+        if now - self._found[0] > 5:
+            self.room.wait()
+            self._found = (time.monotonic(), min(self.room.now(), self.most()))
+        return min(self._found[1], self.x.config.parallel or self._found[1])
 
     def stop(self) -> None:
         """End what still runs: each training is asked to save where it is, and reaped."""

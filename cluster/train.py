@@ -12,10 +12,11 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.place import Home, bind_gloo, refuse_impossible
+from cluster.place import Home, Room, bind_gloo
 from ser.checkpoint import committed, write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
@@ -40,6 +41,7 @@ def train_many(
     *,
     home: Home | None = None,
     progress: Callable[[Job, int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Train one job on `train.workers` Ray Train workers.
 
@@ -48,13 +50,14 @@ def train_many(
         job: Which training.
         home: Where the workers work; default this process's folder.
         progress: Told (job, steps done, steps in all) now and then.
+        say: Told what is waited for.
 
     Returns:
         The training's directory.
 
     Raises:
-        UserError: As the training raised it; workers that are lost again and again without a checkpoint between; or an
-            embedded cluster that cannot hold them.
+        UserError: As the training raised it; workers that are lost again and again without a checkpoint between; a
+            machine that does not share the folders; or a cluster that cannot hold them (any more), though it was waited for.
         Stopped: A signal asked this process to stop; the training has saved where it was.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -62,8 +65,10 @@ def train_many(
 
     config, folder = train_config(recipe, job), directory(recipe, job).resolve()
     want = recipe.cluster
-    if want.address is None:
-        refuse_impossible(want.cpus_per_task, want.gpus_per_task, config.workers)
+    patience = want.wait if want.address is not None else 0.0
+    room = Room(want.cpus_per_task, want.gpus_per_task, config.workers, patience=patience, say=say)
+    room.enough()
+    home = home or Home(os.getcwd())
     storage = forget(recipe, job)  # of a killed call
     storage.mkdir(parents=True)
     gpu = want.gpus_per_task > 0
@@ -72,10 +77,10 @@ def train_many(
         train_loop_config={
             "recipe": recipe.model_dump_json(),
             "job": job,
-            "home": home or Home(os.getcwd()),
+            "home": home,
             "storage": str(storage),
         },
-        torch_config=_on_its_network()(backend="nccl" if gpu else "gloo"),
+        torch_config=_on_its_network(home)(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=gpu,
@@ -89,9 +94,13 @@ def train_many(
     )
     try:
         with saving((storage / STOP).touch):
-            failure = _fit(trainer, storage, lambda done, total: progress and progress(job, done, total))
+            tell = partial(progress, job) if progress else lambda done, total: None
+            tell = partial(progress, job) if progress else lambda done, total: None
+            failure = _fit(trainer, storage, tell, room)
             for refusal in _refusals(storage):
                 raise UserError(**json.loads(refusal.read_text()))
+            if mistake := _mistake(failure):
+                raise mistake
             if isinstance(failure, Exception):
                 raise_where_full(failure, storage)  # then no worker could write down why
             if failure is not None:
@@ -103,7 +112,7 @@ def train_many(
     return folder
 
 
-def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> BaseException | None:
+def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object], room: Room) -> BaseException | None:
     """Train; returns what went wrong.
 
     In a thread: there Ray leaves Ctrl-C to us (its own handler ends the process with code 0), and this one can look at
@@ -112,6 +121,7 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> Bas
     Raises:
         Stopped: It was asked to save and did not within `WITHIN` seconds.
         FullDisk: Nothing more can be written.
+        UserError: Machines were lost and none took their place: Ray would wait for them for ever.
     """
     failures: list[BaseException] = []
 
@@ -129,6 +139,7 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> Bas
         refuse_where_full(
             storage
         )  # where no worker can write down why it ends, Ray would start them again for ever
+        room.enough()
         with contextlib.suppress(OSError, ValueError):
             done, total = (storage / STEPS).read_text().split()
             tell(int(done), int(total))
@@ -139,12 +150,23 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object]) -> Bas
     return failures[0] if failures else None
 
 
-def _on_its_network() -> Any:
-    """Ray's configuration of torch whose workers first choose the interface over which gloo talks."""
+def _mistake(failure: BaseException | None) -> UserError | None:
+    """The user's mistake for which the workers did not begin: Ray's own word for it wraps a task's, which wraps ours."""
+    task = getattr(failure, "controller_failure", None)
+    cause = getattr(task, "cause", task)
+    return cause if isinstance(cause, UserError) else None
+
+
+def _on_its_network(home: Home) -> Any:
+    """Ray's configuration of torch whose workers first go home and choose the interface over which gloo talks.
+
+    A machine that does not share the home cannot write down so: what is raised here, unlike in the loop, ends the training.
+    """
     from ray.train.torch import TorchConfig
 
     class Backend(TorchConfig().backend_cls):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(home.enter)
             worker_group.execute(bind_gloo)
             super().on_start(worker_group, backend_config)
 

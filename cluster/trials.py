@@ -1,4 +1,4 @@
-"""One trial on the cluster: its folder, the Ray task that watches over it, and how many fit.
+"""One trial on the cluster: its folder, the Ray task that watches over it, and what that takes.
 
 Guarantees: a trial's process is no child of Ray's worker but of a reaper (`cluster.reaper`), so it ends with its worker, its
 node or its driver, and leaves no process; it sees the GPUs of its task and nothing of Ray's settings.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import reaper
-from cluster.place import go_home
+from cluster.place import Home
 from ser.sweep import Resources
 from shards import atomic
 
@@ -57,21 +57,30 @@ def request_stop(folder: Path, now: bool = False) -> None:
     atomic.write(folder / reaper.STOP, reaper.NOW if now else "", durable=False)
 
 
-def attend(entry: str, folder: str, home: str, preload: str) -> int | None:
+def attend(entry: str, folder: str, home: Home, preload: str) -> int | None:
     """The Ray task: run `entry(folder)` in a process of its own and wait for it.
 
     Returns:
         Its exit code, negative for a signal; None when nobody knows.
+
+    Raises:
+        UserError: This machine does not share the driver's folders.
     """
     global _reaper
-    go_home(home)
+    home.enter()
     if (Path(folder) / reaper.STOP).exists():
         return None
     if _reaper is None:
         _reaper = _start(preload)
     assert _reaper.stdin is not None and _reaper.stdout is not None
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    request = {"entry": entry, "argument": folder, "folder": folder, "cwd": home, "environment": environment}
+    request = {
+        "entry": entry,
+        "argument": folder,
+        "folder": folder,
+        "cwd": home.folder,
+        "environment": environment,
+    }
     try:
         _reaper.stdin.write(json.dumps(request).encode() + b"\n")
         _reaper.stdin.flush()
@@ -95,16 +104,10 @@ def _start(preload: str) -> subprocess.Popen:
 
 def options(want: Resources) -> dict[str, Any]:
     """What a trial's task takes, as Ray is told."""
-    memory = {} if want.memory_gb is None else {"memory": int(want.memory_gb * 2**30)}
-    return {"num_cpus": want.cpus, "num_gpus": want.gpus, "max_retries": 0, **memory}
+    more = {"memory": memory(want)} if want.memory_gb is not None else {}
+    return {"num_cpus": want.cpus, "num_gpus": want.gpus, "max_retries": 0, **more}
 
 
-def fits(want: Resources, nodes: list[dict[str, Any]]) -> int:
-    """Trials that the living nodes (as `ray.nodes` tells them) can hold at once."""
-    asked = {"CPU": want.cpus, "GPU": want.gpus, "memory": (want.memory_gb or 0) * 2**30}
-    total = 0
-    for node in nodes:
-        if node["Alive"]:
-            have = node["Resources"]
-            total += min(int(have.get(name, 0) / count + 1e-9) for name, count in asked.items() if count)
-    return total
+def memory(want: Resources) -> int:
+    """Bytes that a trial takes of what its machine has told Ray; 0 where it does not say."""
+    return int((want.memory_gb or 0) * 2**30)

@@ -321,8 +321,9 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
             elif single:
                 from cluster.pool import train_all
 
+                most, session = runner.workers(), runner.session()
                 for trained in train_all(
-                    recipe, single, runner.workers(), progress.steps, runner.session().home
+                    recipe, single, most, progress.steps, session.home, runner.display.say
                 ):
                     progress.finished(trained.job)
             for job in due:
@@ -330,10 +331,10 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
                     from cluster.train import train_many
 
                     session, want = runner.session(), recipe.cluster
-                    session.refuse_impossible(
-                        want.cpus_per_task, want.gpus_per_task, train_config(recipe, job).workers
-                    )
-                    train_many(recipe, job, home=session.home, progress=progress.steps)
+                    workers = train_config(recipe, job).workers
+                    session.room(want.cpus_per_task, want.gpus_per_task, workers).wait()
+                    say = runner.display.say
+                    train_many(recipe, job, home=session.home, progress=progress.steps, say=say)
                     progress.finished(job)
     runner.record(title, len(due), kept, began, note)
 

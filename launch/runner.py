@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,22 +48,12 @@ class Runner:
         if self.alone:
             return Here()
         if self._session is None:
-            from cluster.session import Session
-
             self.display.say(
                 "starting Ray"
                 if self.recipe.cluster.address is None
                 else f"joining Ray at {self.recipe.cluster.address}"
             )
-            want, data = self.recipe.cluster, Store(self.recipe.data.path)
-            shared = [path for path in (self.recipe.directory,) if path.is_dir()]
-            shared += [Path(data.path(""))] if data.is_local else []
-            # Workers see the folder that this process works in, whatever their own environment says.
-            env = {"SER_SCRATCH": str(self.recipe.directory.parent)} if self.recipe.is_remote else {}
-            options = {"token_file": want.token_file, "shared": shared, "wait": want.wait, "env": env}
-            self._session = self.stack.enter_context(
-                Session(want.address, want.cpus, say=self.display.say, **options)
-            )
+            self._session = self.stack.enter_context(session_of(self.recipe, self.display.say))
             if self.recipe.is_remote:
                 refuse_strangers(self.recipe)
             self.display.say(self._session.describe())
@@ -71,7 +62,7 @@ class Runner:
     def workers(self) -> int:
         """Trainings that run at once: what the cluster's declared resources allow."""
         have, want = self.session().resources(), self.recipe.cluster
-        self.session().refuse_impossible(want.cpus_per_task, want.gpus_per_task)
+        self.session().room(want.cpus_per_task, want.gpus_per_task).wait()
         by_cpu = have["CPU"] / max(want.cpus_per_task, 1e-9)
         by_gpu = have["GPU"] / want.gpus_per_task if want.gpus_per_task else by_cpu
         return max(1, int(min(by_cpu, by_gpu)))
@@ -81,6 +72,19 @@ class Runner:
         if self.mirror is not None and made:
             self.mirror.push()
         self.lines.append(Line(stage, made, kept, time.perf_counter() - began, note))
+
+
+def session_of(recipe: Recipe, say: Callable[[str], None]) -> Any:
+    """The Ray session that a recipe declares, to be entered; `say` is told what is waited for."""
+    from cluster.session import Session
+
+    want, data = recipe.cluster, Store(recipe.data.path)
+    shared = [path for path in (recipe.directory,) if path.is_dir()]
+    shared += [Path(data.path(""))] if data.is_local else []
+    # Workers see the folder that this process works in, whatever their own environment says.
+    env = {"SER_SCRATCH": str(recipe.directory.parent)} if recipe.is_remote else {}
+    options = {"token_file": want.token_file, "shared": shared, "wait": want.wait, "env": env}
+    return Session(want.address, want.cpus, say=say, **options)
 
 
 def refuse_strangers(recipe: Recipe) -> None:

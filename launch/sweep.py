@@ -14,6 +14,7 @@ from typing import Any
 from launch.best import write_best, write_chosen
 from launch.display import Display
 from launch.run import run
+from launch.runner import session_of
 from launch.study import Study
 from ser.evaluate import plain
 from ser.recipe import Recipe, refuse_remote
@@ -141,14 +142,15 @@ class _Driving:
         work = Sweep(
             found, config, study.folder / "trials", study.write_trial, ENTRY,
             preload="" if config.resources.gpus else PRELOAD, so_far=study.so_far, most=most, say=self.display.say,
-            joined=self.recipe.cluster.address is not None,
         )  # fmt: skip
         try:
             if sum(t.state.is_finished() for t in found.get_trials(deepcopy=False)) < work.total:
-                self._start_ray()
+                self.session = self.session or self.stack.enter_context(
+                    session_of(self.recipe, self.display.say)
+                )
                 with self.display.bar(f"sweep {study.name}", unit="trials") as bar:
                     work.show = bar.update
-                    drive(work)
+                    drive(work, self.session)
         finally:
             told_so_far = self._write(study, found)
         if not told_so_far["best"]:
@@ -157,15 +159,6 @@ class _Driving:
                 "no trial was completed", where=where, hint="look at log.txt in the trials' folders"
             )
         return told_so_far
-
-    def _start_ray(self) -> None:
-        from cluster.session import Session
-
-        if self.session is None:
-            want = self.recipe.cluster
-            self.session = self.stack.enter_context(
-                Session(want.address, want.cpus, token_file=want.token_file)
-            )
 
     def _write(self, study: Study, found: Any) -> dict[str, Any]:
         from cluster.told import tell

@@ -26,7 +26,7 @@ def main() -> None:
             x = toys.sweep_of(
                 Path(name) / kind, sweep, {}, say=lambda text, times=times: times.append(time.perf_counter())
             )
-            drive(x)
+            drive(x, session)
             tenth = n // 10
             for title, part in (("first", times[tenth : 2 * tenth]), ("last", times[-tenth:])):
                 rows.append(

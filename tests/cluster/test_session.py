@@ -57,7 +57,7 @@ def test_a_task_sees_the_gpus_it_was_given_alone(session):
 
 
 def test_what_no_machine_can_hold_is_refused_instead_of_waited_for(session):
-    with pytest.raises(UserError, match=r"1 CPUs and 3 GPUs; this cluster has 6 and 2"):
+    with pytest.raises(UserError, match=r"1 CPUs and 3 GPUs; this cluster has 6 CPUs and 2 GPUs"):
         next(session.map(busy, [0], num_gpus=3))
     with pytest.raises(UserError, match=r"99 CPUs"):
         next(session.map(busy, [0], num_cpus=99))

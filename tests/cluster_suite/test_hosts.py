@@ -174,3 +174,29 @@ def test_a_host_without_the_shared_folder_is_named_and_nothing_is_written_there(
         assert {p.name for p in recipe.parent.rglob(".*")} == {".recipe"}, (
             "nor is what the ended tasks were writing"
         )
+
+
+def test_workers_whose_machine_is_lost_or_shares_nothing_are_refused_and_not_started_for_ever(
+    need_hosts, corpus, tmp_path
+):
+    """Two workers: the machine of one dies and none comes; then one comes that sees a disk of its own."""
+    recipe, go = write_recipe(tmp_path / "here", corpus), tmp_path / "go"
+    run_ranks(alone, 1, str(recipe), "features", timeout=900)
+    with Hosts({"SER_TEST_GATE": f"3:{go}", "PYTHONPATH": f"{GATE}:{ROOT}"}) as hosts:
+        hosts.start("h1", "h2")
+        command = [sys.executable, "-m", "launch.cli", "run", str(recipe), f"cluster.address={hosts.head}"]
+        command += [f"cluster.token_file={hosts.token}", "cluster.wait=3", "--until", "train"]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        driver = hosts.run("h1", command, {"SER_TEST_GATE": ""}, **options)
+        until(lambda: driver.poll() is not None or (tmp_path / "go.at-h2").exists(), "the second host trains")
+        hosts.kill("h2")
+        go.touch()
+        said, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 2, said
+        assert "2 workers ask for 1 CPUs" in said and "waiting up to 3 s for machines" in said
+        assert "this cluster has 1 CPUs" in said and hosts.live["h1"].poll() is None
+        hosts.start("h3", without=recipe.parent)
+        driver = hosts.run("h1", command, {"SER_TEST_GATE": ""}, **options)
+        said, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 2, said
+        assert "does not share this folder" in said and hosts.address("h3") in said

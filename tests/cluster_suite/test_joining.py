@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ import pytest
 from cluster.node import Node
 from cluster.place import Home, marked
 from cluster.session import Session
+from cluster.sweep import drive
 from shards.errors import UserError
+from tests.cluster_suite import toy_trials as toys
 from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.submitting import until
@@ -75,7 +78,7 @@ def test_it_says_what_it_found_and_uses_what_was_declared_and_the_cluster_lives_
         assert most_at_once([found for _, found in session.map(span, [0.3] * 4)]) == 1
         assert session.node == cluster[0].rpartition(":")[0]
         with pytest.raises(UserError, match=r"2 x 1 CPUs .* may use 1"):
-            session.refuse_impossible(1, 0, 2)
+            session.room(1, 0, 2)
     assert {name: os.environ.get(name) for name in before} == before
     with join(cluster) as session:
         assert "uses all of them" in session.describe()
@@ -113,13 +116,15 @@ def test_two_jobs_share_a_cluster_and_neither_waits_for_the_other(cluster):
 def test_what_the_cluster_cannot_hold_is_waited_for_as_long_as_told_and_refused(cluster):
     said = []
     with join(cluster, wait=1.0, say=said.append) as session:
-        with pytest.raises(UserError, match=r"3 CPUs and 0 GPUs; this cluster has 2 and 0") as error:
+        with pytest.raises(
+            UserError, match=r"3 CPUs and 0 GPUs; this cluster has 2 CPUs and 0 GPUs"
+        ) as error:
             next(session.map(span, [0], num_cpus=3))
         assert "cluster.wait" in error.value.hint and "waiting up to 1 s" in said[0]
-        with pytest.raises(UserError, match=r"this cluster has 2 and 0"):
+        with pytest.raises(UserError, match=r"this cluster has 2 CPUs and 0 GPUs"):
             next(session.map(span, [0], num_gpus=1))
         with pytest.raises(UserError, match=r"3 workers ask for 1 CPUs"):
-            session.refuse_impossible(1, 0, 3)
+            session.room(1, 0, 3).wait()
 
 
 REFUSED = """
@@ -217,6 +222,29 @@ def test_a_machine_that_does_not_share_a_folder_is_named_before_it_writes_there(
         assert not dead.exists() and len(list(tmp_path.iterdir())) == 1
         assert [found for _, found in session.map(len, ["abc"])] == [3]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_keeps_to_what_it_may_use_and_to_machines_that_share(cluster, tmp_path):
+    """Of two CPUs it may use one; then a machine finds something else where the driver has left its mark."""
+    said: list[str] = []
+    with join(cluster, cpus=1, shared=[tmp_path], wait=1.0, say=said.append) as session:
+        one = toys.sweep_of(tmp_path / "one", toys.config(trials=3), {"seconds": 0.5})
+        drive(one, session)
+        spans = sorted((float(a[2]), float(b[2])) for a, b in toys.runs(tmp_path / "one").values())
+        assert len(spans) == 3 and most_at_once(spans) == 1
+        two = toys.sweep_of(tmp_path / "two", toys.config(resources={"gpus": 1}), {})
+        with pytest.raises(UserError, match="1 CPUs and 1 GPUs; this cluster has 2 CPUs and 0 GPUs"):
+            drive(two, session)
+        assert "waiting up to 1 s" in said[0] and not two.study.get_trials()
+        three = toys.sweep_of(tmp_path / "three", toys.config(resources={"cpus": 2}), {})
+        with pytest.raises(UserError, match="2 CPUs are asked for at once, and this run may use 1"):
+            drive(three, session)
+        ((path, text),) = session.home.marks
+        session.home = replace(session.home, marks=((path, text + "."),))
+        four = toys.sweep_of(tmp_path / "four", toys.config(), {})
+        with pytest.raises(UserError, match="does not share this folder") as error:
+            drive(four, session)
+        assert str(tmp_path) in error.value.where and not toys.runs(tmp_path / "four")
 
 
 def test_a_port_in_use_is_named_and_nothing_is_left(tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def loaded(folder: Path) -> optuna.Study:
 
 def test_more_trials_than_resources_each_run_once(session, tmp_path):
     x = toys.sweep_of(tmp_path, toys.config(trials=12), {"seconds": 0.2})
-    drive(x)
+    drive(x, session)
     study = loaded(tmp_path)
     assert states(study) == [TrialState.COMPLETE] * 12
     found = toys.runs(tmp_path)
@@ -65,7 +65,7 @@ def test_a_trial_that_dies_is_started_again_within_its_budget(session, tmp_path)
     told: list[str] = []
     how = {"die": {"1": 2, "2": 99}, "refused": [3], "orphans": [1]}
     x = toys.sweep_of(tmp_path, toys.config(trials=5, retries=2), how, say=told.append)
-    drive(x)
+    drive(x, session)
     complete, fail = TrialState.COMPLETE, TrialState.FAIL
     assert states(x.study) == [complete, complete, fail, fail, complete]
     attempts = {n: sum(line[0] == "start" for line in lines) for n, lines in toys.runs(tmp_path).items()}
@@ -79,7 +79,7 @@ def test_a_trial_that_dies_is_started_again_within_its_budget(session, tmp_path)
 def test_nothing_but_failures_ends_the_sweep(session, tmp_path):
     x = toys.sweep_of(tmp_path, toys.config(trials=50), {"refused": list(range(50))})
     with pytest.raises(UserError, match="5 trials failed one after the other; the last: nonsense"):
-        drive(x)
+        drive(x, session)
 
 
 def test_a_pruned_trial_is_killed_and_its_place_is_taken(session, tmp_path):
@@ -88,7 +88,7 @@ def test_a_pruned_trial_is_killed_and_its_place_is_taken(session, tmp_path):
         sampler={"kind": "random", "seed": 5},
     )  # fmt: skip
     x = toys.sweep_of(tmp_path, sweep, {"seconds": 0.6, "steps": 4, "orphans": list(range(8))})
-    drive(x)
+    drive(x, session)
     ended = states(x.study)
     assert set(ended) == {TrialState.COMPLETE, TrialState.PRUNED} and len(ended) == 8
     found = toys.runs(tmp_path)
@@ -112,7 +112,7 @@ def test_a_trial_whose_owner_may_live_elsewhere_is_left_alone(session, tmp_path)
     x.say = told.append
     # one that has not been renewed for long is dead, whoever it belongs to
     x.show = lambda done, total: os.utime(theirs / lease.NAME, (0, 0)) if done == 1 else None
-    drive(x)
+    drive(x, session)
     assert next(line for line in told if line.startswith("trial")).startswith("trial 1"), (
         "trial 0 had to wait"
     )
@@ -181,13 +181,13 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_repeats_nothing(spawn
 
 def test_a_killed_sweep_proposes_what_an_undisturbed_one_does(session, spawn, tmp_path):
     whole = toys.sweep_of(tmp_path / "whole", toys.config(trials=9, parallel=1), {})
-    drive(whole)
+    drive(whole, session)
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
     told = {"sweep": {"trials": 9, "parallel": 1}, "how": {"seconds": 0.1}, "cpus": 1}
     kill_when(spawn(tmp_path / "cut", told, mark), lambda: outcomes(tmp_path / "cut") > 4)
     nothing_left(mark, 300, but="Agent")
     rest = toys.sweep_of(tmp_path / "cut", toys.config(trials=9, parallel=1), {})
-    drive(rest)
+    drive(rest, session)
     assert [t.params for t in rest.study.trials] == [t.params for t in whole.study.trials]
 
 
@@ -203,8 +203,15 @@ def test_ctrl_c_ends_the_trials_and_the_next_call_goes_on(session, spawn, tmp_pa
     nothing_left(mark, 300)
     assert not any(lease.alive(path) for path in (tmp_path / "trials").iterdir())
     x = toys.sweep_of(tmp_path, toys.config(trials=3, parallel=2), {})
-    drive(x)
+    drive(x, session)
     assert states(x.study) == [TrialState.COMPLETE] * 3
+
+
+def test_a_trial_that_no_machine_can_hold_is_refused(session, tmp_path):
+    x = toys.sweep_of(tmp_path, toys.config(resources={"memory_gb": 1e6}), {})
+    with pytest.raises(UserError, match=r"and 1e\+06 GB of memory; this cluster has 2 CPUs") as error:
+        drive(x, session)
+    assert error.value.where == "sweep.resources" and not x.study.get_trials()
 
 
 def running(folder: Path) -> int:

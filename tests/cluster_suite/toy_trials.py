@@ -102,13 +102,6 @@ if __name__ == "__main__":
     from cluster.sweep import drive
 
     told = json.loads(sys.argv[2])
-    with Session(told.get("address"), cpus=told.get("cpus", 2)):
-        drive(
-            sweep_of(
-                Path(sys.argv[1]),
-                config(**told["sweep"]),
-                told.get("how", {}),
-                say=print,
-                joined="address" in told,
-            )
-        )
+    with Session(told.get("address"), cpus=told.get("cpus", 2)) as session:
+        x = sweep_of(Path(sys.argv[1]), config(**told["sweep"]), told.get("how", {}), say=print)
+        drive(x, session)
