@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ser.stopping import Stopped
 from shards.errors import UserError
 
 MARK = ".driver-"
@@ -201,6 +202,7 @@ class Room:
         self.one = {name: amount for name, amount in asked.items() if amount > 0}
         self.count, self.patience, self.say, self.keys = count, patience, say, keys
         self.since: float | None = None
+        self.had = False  # room, at some time
 
     def now(self) -> int:
         """How many they can hold."""
@@ -213,9 +215,10 @@ class Room:
 
         Raises:
             UserError: They could not for `patience` seconds; names what is asked and what is there.
+            Stopped: Likewise, but they could before: machines were lost, which is nobody's mistake.
         """
         if self.now() >= self.count:
-            self.since = None
+            self.since, self.had = None, True
             return True
         size = _told(self.one)
         asked = f"a task asks for {size}" if self.count == 1 else f"{self.count} workers ask for {size} each"
@@ -229,8 +232,11 @@ class Room:
         have = {
             name: add([node.get(name, 0) for node in _living()] or [0]) for name in ("CPU", "GPU", *self.one)
         }
+        lacking = f"{asked}; this cluster has {_told(have)}"
+        if self.had:
+            raise Stopped(f"{lacking}, now that machines were lost; run the same command to go on")
         raise UserError(
-            f"{asked}; this cluster has {_told(have)}",
+            lacking,
             where=self.keys + (", train.workers" if self.count > 1 else ""),
             hint="ask for less, raise cluster.cpus, or join a cluster that has them (cluster.address; cluster.wait where it grows)",
         )
@@ -239,7 +245,7 @@ class Room:
         """Return once they can; a cluster that grows is told what is wanted.
 
         Raises:
-            UserError: As `enough`.
+            UserError, Stopped: As `enough`.
         """
         if self.enough():
             return

@@ -153,8 +153,9 @@ def train_all(
 
     Raises:
         UserError: Of a training, as it raised it; a training whose worker died too often with no checkpoint between; or a cluster that cannot
-            hold one (any more), though it was waited for.
-        Stopped: A signal asked this process to stop; trainings have saved where they were.
+            hold one.
+        Stopped: A signal asked this process to stop, and trainings have saved where they were; or the cluster cannot hold
+            one any more, for as long as `cluster.wait`.
     """
     import ray
     from ray.exceptions import RayActorError, RayTaskError

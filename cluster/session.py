@@ -189,8 +189,9 @@ class Session:
                 it held of them is free for the next.
 
         Raises:
-            UserError: No machine of the cluster has the CPUs or GPUs of one task (any more), nor comes within `wait`
-                seconds. Else as the function raised it. Any other exception of a task comes as its own type, too.
+            Stopped: No machine has them any more.
+            UserError: No machine of the cluster has the CPUs or GPUs of one task, nor comes within `wait` seconds. Else as
+                the function raised it. Any other exception of a task comes as its own type, too.
         """
         import ray
         from ray.exceptions import RayTaskError

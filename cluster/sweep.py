@@ -76,8 +76,8 @@ def drive(sweep: Sweep, session: Session) -> None:
     """Run trials on a session until all that were asked for have ended.
 
     Raises:
-        UserError: No machine can hold a trial (any more), though one was waited for; a machine does not share the session's
-            folders; or nothing but failures comes back.
+        UserError: No machine can hold a trial; one does not share the session's folders; or nothing but failures comes back.
+        Stopped: No machine can hold a trial any more.
     """
     driver = _Driver(sweep, session)
     try:
@@ -269,7 +269,7 @@ class _Driver:
         """Trials that may run at once; nodes come and go, so it is asked now and then.
 
         Raises:
-            UserError: No node can hold one, and none that could has come within the session's `wait`.
+            UserError, Stopped: No node can hold one (any more), and none has come within the session's `wait`.
         """
         now = time.monotonic()
         if now - self._found[0] > 5:

@@ -57,8 +57,9 @@ def train_many(
 
     Raises:
         UserError: As the training raised it; workers that are lost again and again without a checkpoint between; a
-            machine that does not share the folders; or a cluster that cannot hold them (any more), though it was waited for.
-        Stopped: A signal asked this process to stop; the training has saved where it was.
+            machine that does not share the folders; or a cluster that cannot hold them.
+        Stopped: A signal asked this process to stop, and the training has saved where it was; or the cluster cannot hold
+            the workers any more, for as long as `cluster.wait`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -119,9 +120,9 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object], room: 
     what the training writes.
 
     Raises:
-        Stopped: It was asked to save and did not within `WITHIN` seconds.
+        Stopped: It was asked to save and did not within `WITHIN` seconds; or machines were lost and none took their place,
+            for which Ray would wait for ever.
         FullDisk: Nothing more can be written.
-        UserError: Machines were lost and none took their place: Ray would wait for them for ever.
     """
     failures: list[BaseException] = []
 
