@@ -96,7 +96,6 @@ def train_many(
     try:
         with saving((storage / STOP).touch):
             tell = partial(progress, job) if progress else lambda done, total: None
-            tell = partial(progress, job) if progress else lambda done, total: None
             failure = _fit(trainer, storage, tell, room)
             for refusal in _refusals(storage):
                 raise UserError(**json.loads(refusal.read_text()))
