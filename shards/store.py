@@ -310,12 +310,12 @@ class Store:
             with atomic.create(path) as file:
                 yield file
             return
-        with tempfile.TemporaryDirectory(prefix="ser-put-") as folder:
-            temporary = os.path.join(folder, "file")
+        # without a name, so that nothing is left of a writer that is killed; drivers open it by its number
+        with tempfile.TemporaryFile() as file:
             try:
-                with open(temporary, "wb") as file:
-                    yield file
-                self._ask(lambda fs: fs.put_file(temporary, path))
+                yield file
+                file.flush()
+                self._ask(lambda fs: (file.seek(0), fs.put_file(f"/dev/fd/{file.fileno()}", path)))
             except OSError as error:
                 atomic.raise_if_full(error, path)
                 raise

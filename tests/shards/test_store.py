@@ -78,6 +78,26 @@ with store.create("f") as file:
     assert os.listdir(tmp_path) == ["f"]
 
 
+def test_a_writer_to_a_remote_store_that_is_killed_leaves_no_file(tmp_path):
+    """Nor does one that is published: what waits for its upload has no name in TMPDIR."""
+    code = (
+        "import os, signal\n"
+        "from shards.store import Store\n"
+        "store = Store('memory://killed')\n"
+        "with store.create('x') as file:\n    file.write(bytes(10**6))\n"
+        "assert store.read('x') == bytes(10**6)\n"
+        "with store.create('y') as file:\n    file.write(b'half')\n    file.flush()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(tmp_path),
+        "SER_CACHE": str(tmp_path / "cache"),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
+
+
 def test_clean_spares_living_writers(tmp_path):
     store = Store(tmp_path)
     with store.create("f") as file:
