@@ -16,12 +16,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.session import PREFIX, _forget_token, _locked, _sweep, write_token
+from cluster import own
 from shards.errors import UserError
 
 ENDING = 15.0  # seconds in which Ray's processes end before they are killed
@@ -36,7 +35,7 @@ class Node:
         head: "IP:PORT" of the head; None makes this machine the head.
         cpus: CPUs that Ray may use here; default what Ray finds.
         gpus: GPUs likewise.
-        own: This machine's address in the cluster; default that on the network which leads to the head.
+        at: This machine's address in the cluster; default that on the network which leads to the head.
 
     Raises:
         UserError: Ray did not start; its last words are shown.
@@ -48,23 +47,21 @@ class Node:
         head: str | None = None,
         cpus: int | None = None,
         gpus: int | None = None,
-        own: str | None = None,
+        at: str | None = None,
     ):
         self.token, self.head, self.cpus, self.gpus = token, head, cpus, gpus
-        self.own = own or (socket_address(head.rpartition(":")[0]) if head else socket_address())
+        self.at = at or (socket_address(head.rpartition(":")[0]) if head else socket_address())
 
     def __enter__(self) -> "Node":
-        _sweep(Path("/tmp"))
-        self.folder = Path(tempfile.mkdtemp(prefix="." + PREFIX, dir="/tmp"))
-        self.lock = _locked(self.folder)
-        self.folder = self.folder.rename(self.folder.with_name(self.folder.name[1:]))
+        self.folder, self.lock = own.folder()
         if self.head is None:
             self.token.unlink(missing_ok=True)
-            write_token(self.token)  # where the others read it: often on another file system than our folder
+            # where the others read it: often on another file system than our folder
+            own.write_token(self.token)
         # Ours too: what asks the cluster for its nodes is this process.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        os.environ |= own.token_variables(self.token)
         os.environ |= {"RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
-        self.address = self.head or f"{self.own}:{free_port()}"
+        self.address = self.head or f"{self.at}:{free_port()}"
         self.log, self.tries = self.folder / "start.log", TRIES
         self._start()
         return self
@@ -72,14 +69,14 @@ class Node:
     def _start(self) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command(self.own),
+                self._command(self.at),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
-    def _command(self, own: str) -> list[str]:
+    def _command(self, at: str) -> list[str]:
         where = ["--head", "--port", self.address.rpartition(":")[2], "--include-dashboard=false"]
         if self.head is not None:
             where = ["--address", self.head]
@@ -91,7 +88,7 @@ class Node:
         have += [f"--num-gpus={self.gpus}"] if self.gpus is not None else []
         quiet = ["--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
         quiet += [f"--dashboard-agent-listen-port={free_port()}"]
-        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", own]
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", at]
         return [*start, *where, *have, *quiet]
 
     def alive(self) -> bool:
@@ -151,7 +148,7 @@ def await_nodes(address: str, nodes: int, patience: float, look: Callable[[], No
     """
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
 
-    _forget_token()  # of the environment that Ray was imported with
+    own.forget_token()  # of the environment that Ray was imported with
     end, here, client = time.monotonic() + patience, 0, None
     while here < nodes:
         look()

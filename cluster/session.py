@@ -12,25 +12,20 @@ Gives up: one session a process at a time (Ray's own limit). A cancelled task st
 long native call is waited for by whoever needs its CPU.
 """
 
-import fcntl
 import logging
 import os
-import secrets
-import shutil
 import signal
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from cluster import own
 from cluster.place import Home, Room, marked, own_address, refuse_unreachable, require_ray
 from shards.errors import UserError
 
-PREFIX = "ser-ray-"
 LOOK = 5.0  # seconds without a result after which it is asked whether there can be one
 # Seconds in which a worker of a killed driver, or one that was given up, ends and lets go of its training.
 PATIENCE = 60.0
@@ -89,17 +84,15 @@ class Session:
     def __enter__(self) -> "Session":
         require_ray()
         if self.address is None:
-            # Ray's sockets lie below this folder and their paths may not pass 107 characters, so it is never $TMPDIR.
-            _sweep(Path("/tmp"))
-            made = Path(tempfile.mkdtemp(prefix="." + PREFIX, dir="/tmp"))
-            self._lock = _locked(made)  # before it has the name that others sweep
-            self._folder = made.rename(made.with_name(made.name[1:]))
-            self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | _token(self._folder))
+            self._folder, self._lock = own.folder()
+            token = self._folder / "token"
+            own.write_token(token)
+            self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | own.token_variables(token))
         elif self.token_file is not None:
-            self._set({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.path.abspath(self.token_file)})
+            self._set(own.token_variables(Path(self.token_file)))
         import ray
 
-        _forget_token()
+        own.forget_token()
         if ray.is_initialized():
             self._close()
             raise UserError(
@@ -111,7 +104,7 @@ class Session:
             options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "include_dashboard": False}
         try:
             if self.address is not None:
-                _refuse_missing_token()
+                own.refuse_missing_token()
                 refuse_unreachable(self.address)
             handler = signal.getsignal(signal.SIGTERM)
             ray.init(
@@ -155,9 +148,9 @@ class Session:
             else:
                 os.environ[name] = value
         self._saved = {}
-        _forget_token()
+        own.forget_token()
         if self._folder:
-            _remove(self._folder)
+            own.remove(self._folder)
             self._folder = None
         if self._lock is not None:
             self._lock.close()
@@ -280,28 +273,6 @@ class Session:
         )
 
 
-def _refuse_missing_token() -> None:
-    """Ray aborts the whole process (2.60) where it is told to use a token and finds none.
-
-    Raises:
-        UserError: Names the file.
-    """
-    if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    try:
-        if path.read_text().strip():
-            return
-        why = "it is empty"
-    except OSError as error:
-        why = error.strerror
-    raise UserError(
-        f"the cluster's token cannot be read: {why}",
-        where=str(path),
-        hint="copy the token file of the cluster's head there (mode 0600), or name it: cluster.token_file, RAY_AUTH_TOKEN_PATH",
-    )
-
-
 def _refusal(address: str, said: str) -> UserError:
     """Why a cluster was not joined, in Ray's own words where there are no better ones."""
     where = f"cluster.address={address}"
@@ -320,65 +291,3 @@ def _refusal(address: str, said: str) -> UserError:
         where=where,
         hint="check that it runs (ray status) and that RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH are those of its head",
     )
-
-
-def _token(folder: Path) -> dict[str, str]:
-    """Variables that make an embedded cluster ask for a token of its own."""
-    write_token(folder / "token")
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-
-
-def write_token(path: Path) -> None:
-    """A new token in a new file, which nobody else may read at any moment."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
-
-
-def _forget_token() -> None:
-    """Make Ray read its mode and token from the environment as it is now.
-
-    It reads them once, when it is imported: a process that imported Ray before this session would join without a
-    token, and the next cluster of this process has another one. The mode goes first, as Ray's own tests do it: a thread
-    that still says goodbye must not look for a token whose file is gone.
-    """
-    try:
-        from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]  # compiled, no stubs
-    except ImportError:
-        return
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _locked(folder: Path) -> IO[str] | None:
-    """An open file that shows that the folder's session lives; None when it does. The lock ends with the process."""
-    file = (folder / "lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def _sweep(below: Path) -> None:
-    """Delete the folders of this user's sessions that were killed."""
-    for folder in below.glob(PREFIX + "*"):
-        try:
-            if folder.stat().st_uid != os.getuid() or not (folder / "lock").exists():
-                continue
-            lock = _locked(folder)
-        except OSError:
-            continue
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.close()
-
-
-def _remove(folder: Path) -> None:
-    """Deletes a session's folder; its daemons may write their last lines while we do."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)

@@ -14,7 +14,7 @@ from cluster.node import Node
 
 def main(token: str, head: str = "", cpus: str = "1", address: str = "") -> None:
     """Print the cluster's address once it is there."""
-    with Node(Path(token), head or None, cpus=int(cpus), own=address or None) as node:
+    with Node(Path(token), head or None, cpus=int(cpus), at=address or None) as node:
         if not head:
             node.wait_for(1, 180)
         print(node.address, flush=True)

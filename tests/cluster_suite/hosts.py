@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.session import _sweep
+from cluster import own
 from tests.conftest import ROOT
 
 PREFIX = "ser-test-"
@@ -59,7 +59,7 @@ class Hosts:
         for name in self.made:
             self.kill(name)
         self._remove_network()
-        _sweep(Path("/tmp"))
+        own.sweep(own.BELOW)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make_network(self) -> None:

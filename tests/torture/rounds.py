@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.session import _sweep
+from cluster import own
 from tests import tiny
 from tests.conftest import ROOT
 from tests.launch.test_run import nothing_left
@@ -164,7 +164,7 @@ def _play(
     left = leavings(folder) + [f"TMPDIR/{name}" for name in leavings(scene.control / "tmp")]
     assert not left, f"temporary files: {left}"
     # as every session does that starts; a command that found all done had no need of one
-    _sweep(Path("/tmp"))
+    own.sweep(own.BELOW)
     assert not hit["ray"] or not Path(hit["ray"]).exists(), f"left: {hit['ray']}"
     return outcome, f"moment {told['at']} of {total}"
 
