@@ -29,19 +29,19 @@ def stopped(number: int, workers: int, corpus: Path, folder: Path, monkeypatch) 
     with (folder / "out").open("w") as out:
         driver = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
     try:
-        log = training(run) / "events.jsonl"
-        until(
-            lambda: driver.poll() is not None or (log.is_file() and log.read_text().count("\n") > 6),
-            "the training begins",
-            500,
-        )
+        made, log = training(run), training(run) / "events.jsonl"
+        begun = {
+            signal.SIGTERM: lambda: log.is_file() and log.read_text().count("\n") > 6,
+            signal.SIGINT: lambda: list(made.glob("checkpoints/step-*/COMMIT")),
+        }[signal.Signals(number)]
+        until(lambda: driver.poll() is not None or begun(), "the training begins", 500)
         # a terminal's Ctrl-C reaches every process of the group
         (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
         code = driver.wait(300)
     finally:
         driver.kill()
     nothing_left(mark)
-    return code, (folder / "out").read_text(), training(run)
+    return code, (folder / "out").read_text(), made
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -61,4 +61,4 @@ def test_ctrl_c_ends_at_once_and_what_was_committed_stays(corpus, tmp_path, monk
     assert code == 130, said
     assert "run the same command to go on" in said.splitlines()[-1], said
     assert not [noise for noise in NOISE if noise in said], said
-    assert list((found / "checkpoints").glob("step-*/COMMIT"))
+    assert list(found.glob("checkpoints/step-*/COMMIT"))
