@@ -27,8 +27,9 @@ from cluster.place import Home, Room, marked, own_address, refuse_unreachable, r
 from shards.errors import UserError
 
 LOOK = 5.0  # seconds without a result after which it is asked whether there can be one
-# Seconds in which a worker of a killed driver, or one that was given up, ends and lets go of its training.
-PATIENCE = 60.0
+# Seconds in which a worker of a killed driver, or one that was given up, ends and lets go of its training; one whose machine
+# was cut off ends when its raylet has missed the head for long enough.
+PATIENCE = 300.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

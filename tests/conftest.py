@@ -1,6 +1,7 @@
 """Shared fixtures. Real corpora: $SER_CORPORA, else ../shared/corpora beside the checkout; skipped where there are none."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
+
+# In the background of a script it is ignored, and whoever is to be interrupted would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 

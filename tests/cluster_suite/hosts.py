@@ -70,8 +70,13 @@ class Hosts:
 
     def _remove_network(self) -> None:
         for name in self.made:
+            with contextlib.suppress(subprocess.CalledProcessError):  # its other end is gone already
+                _ip("link", "del", self._veth(name))
             _ip("netns", "del", _space(name))
         _ip("link", "del", self.bridge)
+
+    def _veth(self, name: str) -> str:
+        return f"serv{os.getpid()}{name[1:]}"[-15:]
 
     def address(self, name: str) -> str:
         """The address of host "hN"."""
@@ -84,8 +89,8 @@ class Hosts:
 
     def add(self, name: str) -> None:
         """A host without processes."""
-        space, index = _space(name), name[1:]
-        here, there = f"serv{os.getpid()}{index}"[-15:], f"serw{os.getpid()}{index}"[-15:]
+        space, here = _space(name), self._veth(name)
+        there = here.replace("serv", "serw")
         _ip("netns", "add", space)
         self.made.append(name)
         _ip("link", "add", here, "type", "veth", "peer", "name", there)

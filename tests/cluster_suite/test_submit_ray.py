@@ -180,8 +180,9 @@ def test_a_local_job_survives_the_shell_is_cancelled_and_goes_on_to_the_same_res
     env = os.environ | gates(tmp_path, 25)
     words = f'"{sys.executable}" -m launch.cli submit "{recipe}" --to local; echo submitted; sleep 600'
     shell = subprocess.Popen(
-        ["bash", "-c", words], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+        ["bash", "-c", words], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # ignored where the tests run under nohup
+    )  # fmt: skip
     assert shell.stdout is not None
     try:
         assert any("submitted" in line for line in iter(shell.stdout.readline, ""))
