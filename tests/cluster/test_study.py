@@ -103,6 +103,7 @@ def test_a_pruner_ends_what_is_behind(tmp_path):
         assert pruned and all(number % 3 for number in pruned), kind
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_cut_and_a_dead_writers_lock_removed(tmp_path):
     study = open_study(toys.config(), "s", tmp_path, {}, 1)
     study.tell(study.ask(), 1.0)

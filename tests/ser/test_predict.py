@@ -86,6 +86,7 @@ def test_what_is_missing_is_said(speech, tmp_path):
         next(predict(model, ["nowhere.wav"], texts={"a": "b"}))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_line_a_file(speech, tmp_path):
     model = saved(tmp_path / "model", tiny.CONV)
     done = subprocess.run(

@@ -24,6 +24,7 @@ def millions(count: int, digits: int = 1) -> float:
     return round(count / 1e6, digits)
 
 
+@pytest.mark.slow
 def test_the_trained_share_is_the_papers():
     """The counts of the papers' reconstruction: 61.8 M of 315.4 M (or of the 311.2 M that are trained of it)."""
     counted = {size.name: size for size in plan(load("oliveira2023/full"))}
@@ -39,6 +40,7 @@ def test_the_trained_share_is_the_papers():
     assert millions(counted["layer12"].parameters) == 315.7 and millions(counted["layer12"].trainable) == 0.3
 
 
+@pytest.mark.slow
 def test_the_other_shares_of_the_reconstruction():
     """Both fully trained 89.9 M; convolutions frozen 85.7 M; text encoder frozen 19.3 M: none of them is 20 %."""
     base = "models.fusion.model.components"

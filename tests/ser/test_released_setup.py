@@ -64,6 +64,7 @@ def test_a_teacher_of_split_2_is_refused_for_a_student_of_split_1(tiny_dataset, 
     assert gather_ingredients(own, Job(SPLIT_1, "student", 0), ALONE)
 
 
+@pytest.mark.slow
 def test_legacy_lets_it_pass_with_a_red_line(tiny_dataset, tmp_path):
     given = values(tmp_path, tiny_dataset, "LEGACY")
     train(given, ("en", "fi", "student"))

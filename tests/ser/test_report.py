@@ -127,6 +127,7 @@ def fewer(report: dict) -> dict:
     return few
 
 
+@pytest.mark.slow
 def test_a_page_of_the_same_report_is_kept_and_of_another_one_replaced(run, tmp_path):
     report = fewer(run[1])
     path = write_page(report, tmp_path / "report.html")
@@ -151,6 +152,7 @@ def markdown_tables(text: str) -> dict[str, list[list[str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_tables_stand_beside_the_page_as_markdown(run, tmp_path):
     """Every model has a row in every table of scores, and every cell is the page's."""
     report = run[1]
