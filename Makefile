@@ -9,7 +9,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
 help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
-	@echo "make test       environment, then the whole suite, on four processes"
+	@echo "make test       environment, then the whole suite, on three processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on three processes"
 	@echo "make test-cluster  a real Slurm of two machines, and hosts that die (apt-get install slurmctld slurmd slurm-client munge iproute2)"
 	@echo "make test-trackers  wandb and MLflow themselves, installed into the environment first"
@@ -35,7 +35,7 @@ demo: env
 
 test: env
 	@# whole runs come first, so that they do not end up alone on one process
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/cluster_suite
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/cluster_suite
 
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --ignore tests/cluster_suite
