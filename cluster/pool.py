@@ -4,7 +4,7 @@ A small training is over in seconds, so a worker process that imports torch and 
 training after the other beats one process each. Progress is read from the workers between waits; a worker that dies
 is replaced and its training goes on from its last checkpoint. Work is pulled, so unequal trainings finish together.
 A worker goes when nothing is left for it, and on a shared cluster after a while between two trainings, so that the other
-jobs there get their turn.
+jobs there get their turn. One on a machine that is given up saves at the next step boundary, and its training goes on elsewhere.
 """
 
 import math
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.place import Home, Room
+from cluster.place import Home
+from cluster.room import Room, leaving
 from cluster.session import PATIENCE
 from ser.checkpoint import committed
 from ser.job import Job, directory
@@ -53,6 +54,12 @@ class TrainWorker:
         train(recipe, job, report=self._note, patience=PATIENCE, stop=self.asked)
         return time.perf_counter() - began
 
+    def where(self) -> str:
+        """Id of the machine that it is on."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+
     def _note(self, done: int, total: int) -> None:
         self.steps = (done, total)
 
@@ -86,13 +93,15 @@ class Pool:
         self.coming: dict[Any, Any] = {}  # what answers when it is there -> worker
         self.running: dict[Any, tuple[Any, Job]] = {}
         self.since: dict[Any, float] = {}
+        self.nodes: dict[Any, str] = {}
+        self.told: set[Any] = set()
         self.lost = 0  # in a row, before they were there
 
     def hire(self, needed: int) -> None:
         """Ask for workers until `needed` of them are there or coming; let those go that nothing is left for."""
         while len(self.coming) + len(self.running) < min(self.most, needed):
             worker = self.actor.remote(self.home)
-            self.coming[worker.progress.remote()] = worker
+            self.coming[worker.where.remote()] = worker
         while self.coming and len(self.coming) + len(self.running) > needed:
             self.end(self.coming.popitem()[1])
 
@@ -103,13 +112,25 @@ class Pool:
 
     def keeps(self, worker: Any) -> bool:
         """Whether a worker that is done with a training may do another."""
-        return time.monotonic() - self.since[worker] < self.held
+        return worker not in self.told and time.monotonic() - self.since[worker] < self.held
+
+    def ask(self, node: str | None = None) -> bool:
+        """Ask those that train, on one machine or on all, to save and stop; whether there were any not asked before."""
+        found = {
+            worker for worker, _ in self.running.values() if node in (None, self.nodes[worker])
+        } - self.told
+        for worker in found:
+            worker.stop.remote()
+        self.told |= found
+        return bool(found)
 
     def end(self, worker: Any) -> None:
         """Give back a worker and what it has of the cluster."""
         import ray
 
         self.since.pop(worker, None)
+        self.nodes.pop(worker, None)
+        self.told.discard(worker)
         ray.kill(worker)
 
     def came(self, reference: Any) -> Any:
@@ -123,7 +144,7 @@ class Pool:
 
         worker = self.coming.pop(reference)
         try:
-            ray.get(reference)
+            self.nodes[worker] = ray.get(reference)
         except RayActorError as error:
             self.lost += 1
             if self.lost >= 10 * MOST_DEATHS:
@@ -167,7 +188,6 @@ def train_all(
     waiting: list[Job] = list(jobs)
     deaths: dict[Job, list[int]] = {job: [] for job in jobs}  # how far each had come
     asked: list[float] = []  # when we were asked to stop
-    told: set[Any] = set()
     try:
         with saving(lambda: asked.append(time.monotonic())):
             while pool.running or (waiting and not asked):
@@ -175,12 +195,16 @@ def train_all(
                     room.enough()
                 pool.hire(len(waiting) + len(pool.running) if not asked else 0)
                 done, _ = ray.wait([*pool.coming, *pool.running], num_returns=1, timeout=0.5)
+                room.begun(bool(pool.running or done))
                 if progress:
                     _show(pool.running, done, progress)
-                for worker, _ in pool.running.values() if asked else ():
-                    if worker not in told:
-                        told.add(worker)
-                        worker.stop.remote()
+                if asked:
+                    pool.ask()
+                for node in leaving() if shared else ():
+                    if pool.ask(node):
+                        say(
+                            "a machine is given up by its cluster: what trains there saves and goes on elsewhere"
+                        )
                 if asked and time.monotonic() - asked[0] > WITHIN:
                     break
                 for reference in done:
@@ -193,6 +217,7 @@ def train_all(
                         except RayTaskError as error:
                             if isinstance(error.cause, Stopped):
                                 pool.end(worker)
+                                waiting.insert(0, job)
                                 continue
                             raise (error.cause if isinstance(error.cause, UserError) else error) from None
                         except RayActorError:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster import own
-from cluster.place import Home, Room, marked, own_address, refuse_unreachable, require_ray
+from cluster.place import Home, marked, own_address, refuse_unreachable, require_ray
+from cluster.room import Room
 from shards.errors import UserError
 
 LOOK = 5.0  # seconds without a result after which it is asked whether there can be one
@@ -202,6 +203,7 @@ class Session:
         limit = max_in_flight or self._in_flight(num_cpus)
         queue = enumerate(items)
         running: dict[Any, int] = {}
+        came = False
         try:
             while True:
                 while len(running) < limit and (item := next(queue, None)) is not None:
@@ -209,6 +211,8 @@ class Session:
                 if not running:
                     return
                 done, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+                came |= bool(done)
+                room.begun(came)
                 if not done:
                     room.enough()  # else what was lost with its machine would wait for ever
                     continue

@@ -2,7 +2,8 @@
 
 The run directory is the truth: on a restart after a lost worker or machine the loop reads its own committed checkpoint
 there. Ray gets a number to show, never a copy of the checkpoint. A user's mistake is not a lost worker: it is written down
-and ends the training instead of being tried again. A request to stop travels as a file, which every rank sees.
+and ends the training instead of being tried again. A request to stop travels as a file, which every rank sees; so does the
+notice that a machine is given up, upon which the training saves at the next step boundary and goes on without it.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.place import Home, Room, bind_gloo
+from cluster.place import Home, bind_gloo
+from cluster.room import Room, leaving
 from ser.checkpoint import committed, write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
@@ -26,13 +28,8 @@ from shards.atomic import raise_where_full, refuse_where_full
 from shards.errors import UserError
 
 MOST_IN_VAIN = 3
-STOP, STOPPED, STEPS, STARTS, LAST = (
-    "stop",
-    "stopped",
-    "steps",
-    "starts",
-    "last",
-)  # files beside Ray's own of a training
+# files beside Ray's own of a training
+STOP, STOPPED, STEPS, STARTS, LAST, LEAVE = "stop", "stopped", "steps", "starts", "last", "leave-"
 
 
 def train_many(
@@ -96,7 +93,7 @@ def train_many(
     try:
         with saving((storage / STOP).touch):
             tell = partial(progress, job) if progress else lambda done, total: None
-            failure = _fit(trainer, storage, tell, room)
+            failure = _fit(trainer, storage, tell, room, say)
             for refusal in _refusals(storage):
                 raise UserError(**json.loads(refusal.read_text()))
             if mistake := _mistake(failure):
@@ -112,7 +109,9 @@ def train_many(
     return folder
 
 
-def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object], room: Room) -> BaseException | None:
+def _fit(
+    trainer: Any, storage: Path, tell: Callable[[int, int], object], room: Room, say: Callable[[str], None]
+) -> BaseException | None:
     """Train; returns what went wrong.
 
     In a thread: there Ray leaves Ctrl-C to us (its own handler ends the process with code 0), and this one can look at
@@ -140,6 +139,11 @@ def _fit(trainer: Any, storage: Path, tell: Callable[[int, int], object], room: 
             storage
         )  # where no worker can write down why it ends, Ray would start them again for ever
         room.enough()
+        room.begun((storage / STARTS).is_file())
+        for node in leaving():
+            if not (notice := storage / f"{LEAVE}{node}").exists():
+                notice.touch()
+                say("a machine is given up by its cluster: what trains there saves and goes on elsewhere")
         with contextlib.suppress(OSError, ValueError):
             done, total = (storage / STEPS).read_text().split()
             tell(int(done), int(total))
@@ -203,12 +207,15 @@ def _loop(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     recipe = Recipe.model_validate_json(config["recipe"])
+    leave = storage / f"{LEAVE}{ray.get_runtime_context().get_node_id()}"
     try:
         config["home"].enter()
         if rank == 0:
             _note_start(storage, directory(recipe, config["job"]))
-        train(recipe, config["job"], _teller(storage / STEPS), PATIENCE, StopFlag(storage / STOP))
+        train(recipe, config["job"], _teller(storage / STEPS), PATIENCE, StopFlag(storage / STOP, leave))
     except Stopped as stopped:
+        if not (storage / STOP).exists():
+            raise  # to be started again, on machines that stay
         if rank == 0:
             atomic.write(storage / STOPPED, str(stopped))
         return

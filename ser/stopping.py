@@ -21,18 +21,18 @@ class StopFlag:
     """Context that turns signals into `requested`; a second Ctrl-C interrupts at once.
 
     Args:
-        file: Its appearance asks, too: for ranks on other machines, which no signal of ours reaches.
+        files: The appearance of one asks, too: for ranks on other machines, which no signal of ours reaches.
     """
 
-    def __init__(self, file: Path | None = None) -> None:
-        self.file, self._asked, self._looked = file, False, 0.0
+    def __init__(self, *files: Path) -> None:
+        self.files, self._asked, self._looked = files, False, 0.0
         self._before: dict[int, object] = {}
 
     @property
     def requested(self) -> bool:
         """Whether this process was asked to stop."""
-        if not self._asked and self.file is not None and time.monotonic() - self._looked > _LOOK:
-            self._asked, self._looked = self.file.exists(), time.monotonic()
+        if not self._asked and self.files and time.monotonic() - self._looked > _LOOK:
+            self._asked, self._looked = any(file.exists() for file in self.files), time.monotonic()
         return self._asked
 
     def request(self) -> None:

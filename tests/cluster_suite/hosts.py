@@ -84,7 +84,23 @@ class Hosts:
 
     def cut(self, name: str) -> None:
         """Take a host off the network; its processes do not notice but by what they no longer reach."""
-        _ip("-n", _space(name), "link", "set", "eth0", "down")
+        subprocess.run(self.cutting(name), check=True)
+        self.off[name] = self.live.pop(name)
+
+    def cutting(self, name: str) -> list[str]:
+        """The command that takes a host off the network."""
+        return ["ip", "-n", _space(name), "link", "set", "eth0", "down"]
+
+    def give_up(self, name: str, seconds: int = 600) -> None:
+        """Tell the cluster that a host goes in so many seconds, as for a spot machine; what kills it then is not ours."""
+        words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.head, *words]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        done = self.run(
+            name, command, {"RAY_ADDRESS": self.head, **self.auth}, stderr=subprocess.PIPE, text=True
+        )
+        _, said = done.communicate(timeout=120)
+        assert done.returncode == 0, said
         self.off[name] = self.live.pop(name)
 
     def add(self, name: str) -> None:
@@ -150,12 +166,13 @@ class Hosts:
     ) -> subprocess.Popen:
         """Start a command on a host."""
         return subprocess.Popen(
-            [*self._enter(name), *command], cwd=ROOT,
+            [*self.enter(name), *command], cwd=ROOT,
             env=os.environ | self.env | {"SER_TEST_HOST": name, "SER_TEST_AT": self._mark(name)} | dict(env),
             start_new_session=True, **options,
         )  # fmt: skip
 
-    def _enter(self, name: str) -> list[str]:
+    def enter(self, name: str) -> list[str]:
+        """Beginning of a command that runs on a host."""
         return ["ip", "netns", "exec", _space(name)]
 
     def _mark(self, name: str) -> str:
@@ -204,7 +221,8 @@ class Loopback(Hosts):
                     found.append(int(entry.name))
         return found
 
-    def _enter(self, name: str) -> list[str]:
+    def enter(self, name: str) -> list[str]:
+        """Nothing to enter."""
         return []
 
 

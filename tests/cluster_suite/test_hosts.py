@@ -14,12 +14,11 @@ from tests.cluster_suite.hosts import Hosts, Loopback
 from tests.conftest import ROOT
 from tests.faults import same_training, train_one
 from tests.processes import run_ranks
-from tests.submitting import FOLD, GATE, training, until
+from tests.submitting import FOLD, GATE, saved, training, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-# what a host is doing when it dies, or is cut off; 3 and 7 are steps of the teacher, whose checkpoints come every 5
-PHASES = ("pack", "3", "7", "targets")
-CUT = "3"
+# what a host is doing when it dies, is cut off or is given up; numbers are steps of the teacher, whose checkpoints come every 5
+PHASES = ("pack", "3", "6", "7", "targets")
 
 
 def write_recipe(folder: Path, corpus: Path) -> Path:
@@ -92,7 +91,7 @@ def same_run(found: Path, expected: Path) -> None:
     assert ours == theirs
 
 
-def test_one_command_ends_the_same_while_hosts_die_or_are_cut_off_and_others_join(
+def test_one_command_ends_the_same_while_hosts_die_are_cut_off_or_given_up_and_others_join(
     need_hosts, request, corpus, tmp_path
 ):
     recipe = write_recipe(tmp_path / "here", corpus)
@@ -114,15 +113,25 @@ def test_one_command_ends_the_same_while_hosts_die_or_are_cut_off_and_others_joi
 
         for number, phase in enumerate(PHASES, 4):
             (victim, *_) = until(held_on, f"{phase} begins on a host that is not the head's")
-            (hosts.cut if phase == CUT else hosts.kill)(victim)
+            match phase:
+                case "3":
+                    hosts.cut(victim)
+                case "6":
+                    hosts.give_up(victim)
+                    until(Path(f"{go[phase]}.told-{victim}").exists, "its rank hears that it is to go")
+                case _:
+                    hosts.kill(victim)
             hosts.start(f"h{number}")
             go[phase].touch()
+            if phase == "6":
+                until(lambda: saved(recipe.parent / "run", 7, model="teacher"), "saved for the notice's sake")
         code = driver.wait(600)
         said = out.read_text() + err.read_text()
         assert code == 0, said
         assert f"Ray at {hosts.head}: 3 machines with 3 CPUs" in said
         assert len(hosts.token.read_text().strip()) == 64 and hosts.token.read_text().strip() not in said
         assert hosts.live["h1"].poll() is None, "a cluster that was joined lives on"
+        assert said.count("given up by its cluster") == 1, said
         left = {p.name for p in recipe.parent.rglob(".*")} - {".recipe", ".results"}
         assert not left, left
     same_run(recipe.parent, request.getfixturevalue("undisturbed"))

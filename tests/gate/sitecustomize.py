@@ -1,7 +1,7 @@
 """On PYTHONPATH: SER_TEST_GATE="PHASE:FILE,..." holds work at a phase until the file is there or it is told to stop.
 
 A phase is a number (before that step of a training), "pack" (before a shard) or "targets" (before a unit of targets). Whoever waits
-leaves FILE.at-HOST, HOST being $SER_TEST_HOST. So a test disturbs a run at one moment, on however busy a machine, in whatever
+leaves FILE.at-HOST, HOST being $SER_TEST_HOST; who was told to stop there, FILE.told-HOST. So a test disturbs a run at one moment, on however busy a machine, in whatever
 process Slurm or Ray runs it.
 """
 
@@ -19,6 +19,7 @@ def _hold(phase, stop):
     gates = dict(gate.split(":", 1) for gate in os.environ["SER_TEST_GATE"].split(","))
     while phase in gates and not os.path.exists(gates[phase]):
         if getattr(stop, "requested", False):
+            open(f"{gates[phase]}.told-{os.environ.get('SER_TEST_HOST', '')}", "w").close()
             return
         open(f"{gates[phase]}.at-{os.environ.get('SER_TEST_HOST', '')}", "w").close()
         time.sleep(0.05)

@@ -37,11 +37,12 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     for name in [] if given.table else given.jobs:
         job, number = JOBS[name], 0
-        known = {(r.fault.seed, r.fault.job, r.fault.number): r for r in read(given.records)}
-        made, most = 0, 4 * given.kills + 40
-        while made < given.kills and number < most:
+        known = {r.fault: r for r in read(given.records)}
+        kills = min(given.kills, job.rounds or given.kills)
+        made, most = 0, 4 * kills + 40
+        while made < kills and number < most:
             fault = draw(given.seed, job, number)
-            record = known.get((given.seed, name, number))
+            record = known.get(fault)
             if given.victims and fault.victim not in given.victims:
                 record = None
             elif record is None:

@@ -1,4 +1,4 @@
-"""The jobs under torture: pack, targets, train, sweep. Each is a command of `ser` over a tiny corpus, small enough for a minute.
+"""The jobs under torture: pack, targets, train, sweep, and a sweep of many trials. Each is a command of `ser` over a tiny corpus, small enough for a minute.
 
 A job is made ready once (what comes before the stage under torture is finished), and a copy of that is tortured. What it
 gives is told as name -> bytes, to be compared with what the undisturbed job gave: the same names and the same bytes.
@@ -17,7 +17,7 @@ from tests import tiny
 
 LABELS = [{"loss": "cross_entropy"}, {"loss": "ccc"}]
 RATE = "models.sound.train.optimizer.lr"
-TRIALS = 4
+TRIALS = {"sweep": 4, "study": 64}
 # Beginnings and ends of names that a killed process may leave for a moment, and that must be gone when the job has ended.
 TEMPORARY = (".tmp", ".converting-", "ser-put-", "ser-copy-", "lease.json", "-ray")
 # Facts of where and when, not of what: other at each call.
@@ -30,11 +30,12 @@ class Job:
     """One kind of work.
 
     Attributes:
-        name: "pack", "targets", "train" or "sweep".
+        name: "pack", "targets", "train", "sweep" or "study", which is a longer sweep.
         ready: Verb that makes what comes before, None for nothing.
         verb: The command under torture.
-        victims: Who is killed, or what happens: "disk" and "clock".
+        victims: Who is killed, or what happens: "disk", "clock" and "network".
         phases: When.
+        rounds: At most so many, where one takes long; None for as many as asked.
     """
 
     name: str
@@ -42,27 +43,29 @@ class Job:
     verb: str
     victims: tuple[str, ...]
     phases: tuple[str, ...]
+    rounds: int | None = None
 
 
 JOBS = {
     job.name: job
     for job in (
         Job(
-            "pack", None, "pack", ("driver", "worker", "raylet", "s3", "disk", "clock"),
+            "pack", None, "pack", ("driver", "worker", "raylet", "s3", "disk", "clock", "network"),
             ("write", "commit", "idle"),
         ),
         Job(
-            "targets", "train", "targets", ("driver", "worker", "raylet", "s3", "disk", "clock"),
+            "targets", "train", "targets", ("driver", "worker", "raylet", "s3", "disk", "clock", "network"),
             ("write", "commit", "idle"),
         ),
         Job(
-            "train", "pack", "train", ("driver", "actor", "raylet", "disk", "clock"),
+            "train", "pack", "train", ("driver", "actor", "raylet", "disk", "clock", "network"),
             ("write", "commit", "collective", "checkpoint", "idle"),
         ),
         Job(
             "sweep", "pack", "sweep", ("driver", "worker", "trial", "raylet", "disk", "clock"),
             ("write", "commit", "checkpoint", "idle"),
         ),
+        Job("study", "pack", "sweep", ("driver", "raylet"), ("commit",), rounds=2),
     )
 }  # fmt: skip
 
@@ -83,10 +86,10 @@ def write_recipe(job: str, folder: Path, corpus: Path, dataset: str) -> Path:
     values["data"] = {
         "path": dataset, "corpora": [{"reader": "manifest", "root": str(corpus), "options": options}], "shard_seconds": 4.0,
     }  # fmt: skip
-    if job == "sweep":
+    if job in TRIALS:
         sound["role"] = "baseline"
         values["sweep"] = {
-            "space": {RATE: {"low": 1e-3, "high": 1e-1, "log": True}}, "trials": TRIALS,
+            "space": {RATE: {"low": 1e-3, "high": 1e-1, "log": True}}, "trials": TRIALS[job],
             "objectives": [{"model": "sound", "metric": "ua"}], "sampler": {"kind": "random", "seed": 2},
         }  # fmt: skip
     path = folder / "recipe.yaml"

@@ -2,7 +2,8 @@
 
 SER_TORTURE holds JSON: `work`, the folder (or URL) whose files count; `counts`, a folder with a file a phase that grows by a
 byte a moment; and for a fault `phase`, `at` (which moment, from 1), `victim`, `flag` (a file made by whoever strikes, so
-that it happens once), `s3` (pid of the server), `full` (file to fill the disk with), `clock` (libfaketime's file) and `jump`.
+that it happens once), `s3` (pid of the server), `full` (file to fill the disk with), `clock` (libfaketime's file) and `jump`,
+`cut` (host -> the command that takes it off the network).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -45,7 +47,7 @@ def strike() -> None:
     except FileExistsError:
         return
     victim, pid = TOLD["victim"], None
-    if victim not in ("disk", "clock"):
+    if victim not in ("disk", "clock", "network"):
         pid = find(victim)
     about = {"pid": pid, "by": title(os.getpid()), "of": title(pid), "ray": os.environ.get("RAY_TMPDIR")}
     os.write(flag, json.dumps(about).encode())
@@ -56,6 +58,10 @@ def strike() -> None:
         with open(TOLD["clock"], "w") as file:
             file.write(TOLD["jump"])
         time.sleep(1.5)  # libfaketime looks once a second
+    elif victim == "network":
+        # this host, unless it is the one that the command was typed on
+        command = TOLD["cut"].get(os.environ.get("SER_TEST_HOST")) or TOLD["cut"]["h2"]
+        subprocess.run(command, check=True)
     elif pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
