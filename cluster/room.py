@@ -121,10 +121,10 @@ def leaving() -> frozenset[str]:
 
     They run what they run until they go, and get nothing new.
     """
-    import ray
     from ray._private.state import state  # what Ray Train and Ray Data ask; there is no public call
+    from ray.util import client
 
-    if ray.util.client.ray.is_connected():  # through ray:// it cannot be asked
+    if client.ray.is_connected():  # through ray:// it cannot be asked
         return frozenset()
     return frozenset(state.get_draining_nodes())
 

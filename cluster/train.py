@@ -229,7 +229,7 @@ def _loop(config: dict[str, Any]) -> None:
         if storage.is_dir():
             atomic.write(storage / LAST, f"{type(error).__name__}: {error}".splitlines()[0])
         raise
-    ray.train.report({"rank": rank})
+    ray.train.report({"step": max(committed(directory(recipe, config["job"])), default=0)})
 
 
 def _note_start(storage: Path, folder: Path) -> None:

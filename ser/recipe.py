@@ -256,7 +256,7 @@ class Recipe(Strict):
         reuse: Run directories whose finished trainings are taken where they are the very ones that this recipe asks for.
         sweep: What `ser sweep` varies; `ser run` takes the values as they are written.
         hub: Commits and files of hub models, as `ser fetch` found them; read from `<recipe>.hub.json` beside the recipe.
-        trackers: Where metrics go besides events.jsonl (`ser.trackers`).
+        trackers: Where metrics go besides events.jsonl and TensorBoard (`ser.trackers`).
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset({"reuse", "sweep", "hub", "trackers"})
@@ -281,7 +281,7 @@ class Recipe(Strict):
     reuse: list[str] = []
     sweep: SweepConfig | None = None
     hub: list[Pinned] = []
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    trackers: list[Literal["wandb", "mlflow"]] = []
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

@@ -47,7 +47,7 @@ def check(recipe: Recipe) -> None:
             raise UserError(
                 f"the recipe asks for the tracker {name}, which is not installed",
                 where=f"{recipe.name}: trackers",
-                hint=f"pip install 'ser-distill[{name}]', or leave it out: trackers=[tensorboard]",
+                hint=f"pip install 'ser-distill[{name}]', or leave it out of trackers",
             )
 
 

@@ -193,9 +193,7 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
 
 
 def _events(x: Ingredients, folder: Path, resume_step: int) -> Events:
-    recipe = x.setting.recipe
-    board = x.config.tensorboard and "tensorboard" in recipe.trackers
-    return Events(folder, resume_step, board, started(recipe, x.job, folder))
+    return Events(folder, resume_step, x.config.tensorboard, started(x.setting.recipe, x.job, folder))
 
 
 def evaluate(

@@ -60,9 +60,9 @@ def until(found: Callable[[], Any], what: str, seconds: float = 240) -> Any:
     return value
 
 
-def gates(folder: Path, *steps: int) -> dict[str, str]:
-    """Variables that hold a training before steps until `folder/go-STEP` is there."""
-    held = ",".join(f"{step}:{folder / f'go-{step}'}" for step in steps)
+def gates(folder: Path, *phases: int | str) -> dict[str, str]:
+    """Variables that hold work at phases (`tests/gate`) until `folder/go-PHASE` is there."""
+    held = ",".join(f"{phase}:{folder / f'go-{phase}'}" for phase in phases)
     return {"SER_TEST_GATE": held, "PYTHONPATH": f"{GATE}:{ROOT}"}
 
 

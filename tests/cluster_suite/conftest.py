@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.cluster_suite import hosts
+from tests.cluster_suite import chain, hosts
 from tests.cluster_suite.slurm import PACKAGES, Slurm, missing
 
 
@@ -23,6 +23,12 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(corpus, tmp_path_factory) -> Path:
+    """Folder of a whole chain that nothing has happened to."""
+    return chain.undisturbed(tmp_path_factory.mktemp("undisturbed") / "here", corpus)
+
+
+@pytest.fixture(scope="session")
 def slurm():
     """A cluster of two machines with one CPU each; its clients' environment is this process's."""
     absent = missing()
@@ -32,6 +38,8 @@ def slurm():
             pytest.fail(words)
         pytest.skip(words)
     if os.getuid() != 0:
+        if os.environ.get("SER_REQUIRE_SLURM") == "1":
+            pytest.fail("slurmd starts other users' jobs: it must be root")
         pytest.skip("slurmd starts other users' jobs: it must be root")
     # Not pytest's own folder: munge's socket must be reached by everybody.
     folder = Path(tempfile.mkdtemp(prefix="ser-slurm-", dir="/tmp"))

@@ -10,6 +10,8 @@ import yaml
 from launch import record as records
 from launch.submit import look
 from tests import tiny
+from tests.cluster_suite import chain
+from tests.cluster_suite.chain import same_run
 from tests.launch.test_run import below
 from tests.submitting import gates, results, saved, ser, training, until, write_recipe
 
@@ -80,31 +82,37 @@ def test_a_job_runs_to_its_end_on_two_machines(whole):
     assert left == {"job.sh", "log.txt", "outcome.json", "recipe.yaml"}, "no token, no meeting point stays"
 
 
-def gated(folder: Path, *steps: int, **changes) -> Path:
-    """A profile under which a training waits before some steps."""
+def gated(folder: Path, *phases: int | str, **changes) -> Path:
+    """A profile under which work waits before some steps, or at other phases."""
     path = folder / "gated.yaml"
-    path.write_text(yaml.safe_dump(site(environment=gates(folder, *steps), **changes)))
+    path.write_text(yaml.safe_dump(site(environment=gates(folder, *phases), **changes)))
     return path
 
 
-def test_warned_then_taken_off_its_machines_it_ends_the_same(whole, slurm, corpus, tmp_path):
-    recipe, run = write_recipe(tmp_path, corpus, STEPS), tmp_path / "run"
-    job = submit(recipe, gated(tmp_path, 25, 45))
-    until(lambda: saved(run, 20), "the training begins")
+def test_warned_then_taken_off_its_machines_the_whole_chain_ends_the_same(
+    slurm, corpus, undisturbed, tmp_path
+):
+    """Two machines pack, train a teacher on two workers under ZeRO 2, store its targets, distil, evaluate and report."""
+    recipe = chain.write_recipe(tmp_path / "here", corpus)
+    run = recipe.parent / "run"
+    job = submit(recipe, gated(tmp_path, 7, "targets"))
+    until((tmp_path / "go-7.at-").exists, "the teacher is before step 7")
     # as Slurm does before the time limit: --signal=B:USR1@...
     slurm.ask("scancel", "--signal=USR1", "--batch", job)
     until(lambda: "back into the queue" in log(recipe), "it saves and queues again")
     until(lambda: state(recipe) == "queued", "it waits")
-    (tmp_path / "go-25").touch()
-    until(lambda: saved(run, 40), "it goes on")
+    assert saved(run, 8, model="teacher"), "at the step boundary after the warning"
+    (tmp_path / "go-7").touch()
+    until((tmp_path / "go-targets.at-").exists, "it goes on, to the teacher's targets")
     slurm.ask("scontrol", "requeue", job)
     until(lambda: state(recipe) == "queued", "it waits again")
-    (tmp_path / "go-45").touch()
+    (tmp_path / "go-targets").touch()
     ends(recipe)
     assert state(recipe) == "done", log(recipe)
     outcome = json.loads((run / "submissions/0001/outcome.json").read_text())
     assert outcome["restart"] == 2, outcome
-    assert results(run) == results(whole.parent / "run")
+    assert "Ray on 2 machines" in log(recipe)
+    same_run(recipe.parent, undisturbed)
 
 
 def test_a_machine_that_dies_under_a_job_costs_what_was_not_saved(whole, slurm, corpus, tmp_path):

@@ -141,13 +141,11 @@ def test_a_second_run_does_nothing(whole):
 
 FAULTS = (
     "bar:pack",
-    "after:shards.pack:pack",
     "bar:features",
     "bar:sound",
     "bar:targets",
     "bar:train student",
     "after:ser.evaluate:evaluate",
-    "before:ser.report:write_report",
 )
 
 

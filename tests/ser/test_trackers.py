@@ -39,9 +39,9 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(name, tmp_pat
         trackers.importlib.util, "find_spec", lambda n, *rest: None if n == name else find(n, *rest)
     )
     with pytest.raises(UserError, match=f"tracker {name}") as told:
-        trackers.check(recipe_of(tmp_path, "tensorboard", name))
+        trackers.check(recipe_of(tmp_path, name))
     assert f"ser-distill[{name}]" in told.value.hint
-    trackers.check(recipe_of(tmp_path, "tensorboard"))
+    trackers.check(recipe_of(tmp_path))
     with pytest.raises(UserError, match="trackers"):
         recipe_of(tmp_path, "comet")
 
@@ -74,7 +74,7 @@ def test_a_tracker_that_fails_is_dropped_and_the_events_go_on(tmp_path):
 
 
 def test_trackers_are_no_part_of_what_was_made(tmp_path):
-    assert "trackers" not in recipe_of(tmp_path, "tensorboard").dump()
+    assert "trackers" not in recipe_of(tmp_path).dump()
 
 
 def need(name: str) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,14 @@ from typing import Any
 from tests.cluster_suite.hosts import Hosts, missing
 from tests.conftest import ROOT
 from tests.launch.test_run import nothing_left
-from tests.processes import free_port
+from tests.object_store import KEYS, Cloud
 from tests.torture.jobs import Found
 from tests.torture.table import Fault
 
 HOOK = Path(__file__).parent / "hook"
 NO_PROCESS = ("disk", "clock", "network")  # victims
 DISK_MB = 48
-BUCKET = "torture"
+OUTAGE = 5.0  # seconds
 JUMPS = ("+5400", "-5400")  # seconds; monotonic clocks do not jump, as on a real machine
 FAKETIME = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
 
@@ -82,13 +82,11 @@ class Scene:
     def mend(self) -> None:
         """What an operator does before the command is typed again; nothing for most faults."""
         (self.folder / "ballast").unlink(missing_ok=True)
-        if self.server is not None and self.server.process.poll() is not None:
-            self.server.start()
 
     def wait_for_the_end(self, but: str = "nothing") -> None:
         """No process of the job lives on; a joined cluster's are its own."""
         if self.hosts is None:
-            nothing_left(self.mark, 120, but="moto" if self.server is not None else but)
+            nothing_left(self.mark, 120, but=but)
 
 
 class Missing(Exception):
@@ -146,16 +144,13 @@ def set_scene(fault: Fault, at: int, folder: Path, control: Path, mark: str) -> 
     elif fault.victim == "s3":
         if importlib.util.find_spec("moto") is None:
             raise Missing("moto is not installed")
-        server = S3(mark, control)
-        scene.server, scene.dataset = server, f"s3://{BUCKET}/dataset"
+        scene.server = server = S3()
         try:
-            server.start()
-            scene.told["s3"] = server.process.pid
-            scene.environment = server.names | {"SER_CACHE": str(control / "cache")}
+            scene.dataset, scene.told["s3"] = f"{server.cloud.bucket}/dataset", server.pid
+            scene.environment = server.environment | {"SER_CACHE": str(control / "cache")}
             yield scene
         finally:
-            server.process.kill()
-            server.process.wait()
+            server.close()
     elif fault.victim == "network":
         if absent := missing():
             raise Missing(absent)
@@ -170,41 +165,40 @@ def set_scene(fault: Fault, at: int, folder: Path, control: Path, mark: str) -> 
 
 
 class S3:
-    """A moto server in a process of its own; killed, it forgets all that it held, and the next one starts empty."""
+    """A real S3 server behind a proxy. Killed, it is back some seconds later with what it held."""
 
-    def __init__(self, mark: str, control: Path):
-        self.port, self.mark, self.log = free_port(), mark, control / "s3.log"
-        self.names = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-        }  # fmt: skip
+    def __init__(self) -> None:
+        self.cloud, self.over = Cloud(), threading.Event()
+        self.environment = {**KEYS, "AWS_ENDPOINT_URL": self.cloud.proxy.url}
+        self._fs().mkdir(self.cloud.bucket)
+        self.pid = self.cloud.server.process.pid if self.cloud.server.process else 0
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
 
-    def start(self) -> None:
-        code = "from moto.server import main; main()"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(self.port)], stdout=log, stderr=log,
-                env=os.environ | {"SER_TEST_MARK": self.mark},
-            )  # fmt: skip
-        end = time.monotonic() + 120
-        while True:
-            try:
-                self._fs().mkdir(BUCKET)
-                return
-            except Exception:
-                assert time.monotonic() < end and self.process.poll() is None, self.log.read_text()[-500:]
-                time.sleep(0.3)
+    def _watch(self) -> None:
+        while not self.over.wait(0.05):
+            if self.cloud.server.process is not None and self.cloud.server.process.poll() is not None:
+                self.cloud.outage(OUTAGE)
+
+    def close(self) -> None:
+        """For good."""
+        self.over.set()
+        self.watcher.join()
+        self.cloud.proxy.down()
+        self.cloud.server.kill()
 
     def files(self) -> Found:
         """Name -> bytes of the dataset's objects."""
-        fs, root = self._fs(), f"{BUCKET}/dataset/"
+        fs, root = self._fs(), f"{self.cloud.bucket.removeprefix('s3://')}/dataset/"
         return {name.removeprefix(root): fs.cat_file(name) for name in sorted(fs.find(root))}
 
     def _fs(self) -> Any:
         import s3fs
 
-        keys = {"key": "test", "secret": "test", "endpoint_url": self.names["AWS_ENDPOINT_URL"]}
-        return s3fs.S3FileSystem(**keys, skip_instance_cache=True, use_listings_cache=False)
+        keys = {"key": KEYS["AWS_ACCESS_KEY_ID"], "secret": KEYS["AWS_SECRET_ACCESS_KEY"]}
+        return s3fs.S3FileSystem(
+            **keys, endpoint_url=self.cloud.proxy.url, skip_instance_cache=True, use_listings_cache=False
+        )
 
 
 def control(folder: Path) -> Path:
