@@ -93,14 +93,14 @@ class Hosts:
 
     def give_up(self, name: str, seconds: int = 600) -> None:
         """Tell the cluster that a host goes in so many seconds, as for a spot machine; what kills it then is not ours."""
-        words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        joined = {"RAY_ADDRESS": self.head, **self.auth}
+        ask = "import ray; ray.init(log_to_driver=False)\nfor n in ray.nodes(): print(n['NodeManagerAddress'], n['NodeID'])"
+        told = self._ask("h1", [sys.executable, "-c", ask], joined)
+        nodes = dict(line.split() for line in told.splitlines() if line.startswith(self.net))
+        words = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--node-id"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.head, *words]
-        command += ["--deadline-remaining-seconds", str(seconds)]
-        done = self.run(
-            name, command, {"RAY_ADDRESS": self.head, **self.auth}, stderr=subprocess.PIPE, text=True
-        )
-        _, said = done.communicate(timeout=120)
-        assert done.returncode == 0, said
+        command += [nodes[self.address(name)], "--deadline-remaining-seconds", str(seconds)]
+        self._ask("h1", command, joined)
         self.off[name] = self.live.pop(name)
 
     def add(self, name: str) -> None:
@@ -170,6 +170,12 @@ class Hosts:
             env=os.environ | self.env | {"SER_TEST_HOST": name, "SER_TEST_AT": self._mark(name)} | dict(env),
             start_new_session=True, **options,
         )  # fmt: skip
+
+    def _ask(self, name: str, command: Sequence[str], env: Mapping[str, str]) -> str:
+        done = self.run(name, command, env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = done.communicate(timeout=180)
+        assert done.returncode == 0, err
+        return out
 
     def enter(self, name: str) -> list[str]:
         """Beginning of a command that runs on a host."""
