@@ -165,22 +165,22 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
         batch.text = texts(dataset, needs.text_from, rows) if len(rows) else []
     for name, store in needs.features.items():
         output = _frames_of(store, name)
-        frames = store.read(rows, views)[output.name]
+        said, states = store.look(rows, views)
         shape = output.shape if output.ragged else output.shape[1:]
-        for i in np.flatnonzero(store.state(rows, views) != PRESENT):
+        for i in np.flatnonzero(states != PRESENT):
             reasons.setdefault(int(i), _why_no_feature(store, name, batch.keys[i], rows[i], views[i]))
-        padded, counts = _pad(frames, shape)
+        padded, counts = _pad(said[output.name], shape)
         batch.features[name], batch.feature_lengths[name] = torch.from_numpy(padded), torch.from_numpy(counts)
     for name, store in needs.targets.items():
         batch.targets[name], batch.target_lengths[name] = {}, {}
-        said = store.read(rows, views)
+        said, states = store.look(rows, views)
         for output in store.spec.outputs:
             value = said[output.name]
             if output.ragged:
                 value, counts = _pad(value, output.shape)
                 batch.target_lengths[name][output.name] = torch.from_numpy(counts)
             batch.targets[name][output.name] = torch.from_numpy(np.asarray(value, np.float32))
-        batch.target_present[name] = torch.from_numpy(store.state(rows, views) == PRESENT)
+        batch.target_present[name] = torch.from_numpy(states == PRESENT)
     _quarantine(batch, reasons)
     return batch
 

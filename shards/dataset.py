@@ -106,7 +106,7 @@ class Dataset:
         for name, values in self._columns.numbers.items():
             setattr(self, name, values[:start])
         self._fields: dict[str, pa.ChunkedArray] = {}
-        self._held: OrderedDict[int, pa.Table] = OrderedDict()
+        self._held: OrderedDict[int, tuple[pa.Table, int]] = OrderedDict()  # with its bytes
 
     @classmethod
     def open(cls, url: str, generation: int | None = None) -> "Dataset":
@@ -195,7 +195,7 @@ class Dataset:
 
     def _index_of(self, index: int, columns: list[str]) -> pa.Table:
         """At least these columns of one shard's index; the least recently used are dropped beyond `HELD_BYTES`."""
-        held = self._held.pop(index, None)
+        held, size = self._held.pop(index, (None, 0))
         missing = [name for name in columns if held is None or name not in held.column_names]
         if missing:
             info = self.shards[index]
@@ -208,12 +208,12 @@ class Dataset:
                 )
             for name in held.column_names if held is not None else ():
                 table = table.append_column(name, held[name])  # pyright: ignore[reportOptionalSubscript]
-            held = table
+            held, size = table, table.nbytes
         assert held is not None
-        self._held[index] = held
-        total = sum(table.nbytes for table in self._held.values())
+        self._held[index] = held, size
+        total = sum(size for _, size in self._held.values())
         while total > HELD_BYTES and len(self._held) > 1:
-            total -= self._held.popitem(last=False)[1].nbytes
+            total -= self._held.popitem(last=False)[1][1]
         return held
 
     def keys(self, rows: Sequence[int] | np.ndarray | None = None) -> list[str]:

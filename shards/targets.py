@@ -202,7 +202,14 @@ class TargetStore:
             Output name -> (B, *shape) for dense kinds; list of B arrays (T_i, *shape), read-only views on the mapped
             file, for ragged ones. Zeros or length 0 where the state is not PRESENT.
         """
+        return self.look(rows, views)[0]
+
+    def look(
+        self, rows: np.ndarray, views: np.ndarray | Sequence[int] | int = 0
+    ) -> tuple[dict[str, np.ndarray | list[np.ndarray]], np.ndarray]:
+        """`read` and `state` of the same rows at once."""
         rows = np.asarray(rows, np.int64)
+        states = np.zeros(rows.shape, np.uint8)
         dense = {o.name: np.zeros((len(rows), *o.shape), o.numpy) for o in self.spec.outputs if not o.ragged}
         empty = {o.name: np.zeros((0, *o.shape), o.numpy) for o in self.spec.outputs if o.ragged}
         ragged = {name: [none] * len(rows) for name, none in empty.items()}
@@ -210,7 +217,8 @@ class TargetStore:
         for file, at, local in self._groups(rows, views):
             if file is None:
                 continue
-            keep = (file.states[local] == PRESENT) & alive[at]
+            states[at] = file.states[local]
+            keep = (states[at] == PRESENT) & alive[at]
             at, local = at[keep], local[keep]
             for name, out in dense.items():
                 out[at] = file.dense[name][local]
@@ -218,7 +226,8 @@ class TargetStore:
                 offsets, values = file.ragged[name]
                 for i, a, b in zip(at.tolist(), offsets[local].tolist(), offsets[local + 1].tolist()):
                     out[i] = values[a:b]
-        return {o.name: (ragged if o.ragged else dense)[o.name] for o in self.spec.outputs}
+        states[~alive] = ABSENT
+        return {o.name: (ragged if o.ragged else dense)[o.name] for o in self.spec.outputs}, states
 
     # -- writing -------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Checkpoints: how long a training waits for one, written at once, in the background, and by DeepSpeed's decoupled engine."""
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
@@ -106,6 +107,8 @@ def main() -> None:
             times |= decoupled(Path(name), given.stage, given.rows, given.repeats)
         except Exception as error:
             print(f"decoupled: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        for writer in multiprocessing.active_children():  # DeepSpeed's, which nobody ends after a failure
+            writer.kill()
     print(
         f"checkpoints of {LAYERS * WIDTH * (WIDTH + 1) / 1e6:.0f} M parameters, ZeRO {given.stage}, one process"
     )
