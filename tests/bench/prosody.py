@@ -23,17 +23,17 @@ sys.path.insert(0, str(ROOT))
 
 from ser.features import prosody  # noqa: E402
 
-SHARE = {"emodb": 1.0, "ravdess": 1.0, "nemo": 0.5}
+CORPORA = ("emodb", "nemo", "ravdess", "tess", "urdu")
 F0 = prosody.NAMES.index("F0semitoneFrom27.5Hz")
 BATCH_SECONDS = 120.0
 
 
 def sample(root: Path, files: int) -> list[np.ndarray]:
-    """Waveforms of evenly spaced files: `files` of EmoDB and RAVDESS each, half as many of nEMO."""
+    """Waveforms of evenly spaced files, `files` of each corpus that is there."""
     chosen = []
-    for corpus, share in SHARE.items():
+    for corpus in CORPORA:
         names = sorted((root / corpus / "audio").rglob("*.flac"))
-        number = min(len(names), round(files * share))
+        number = min(len(names), files)
         chosen += [names[i * len(names) // number] for i in range(number)]
     waves = []
     for name in chosen:
@@ -120,7 +120,7 @@ def clock(work, repeats: int) -> tuple[list, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=60, help="files of EmoDB and RAVDESS each; half of nEMO")
+    parser.add_argument("--files", type=int, default=60, help="files of each corpus")
     parser.add_argument("--json", help="also write the figures here")
     options = parser.parse_args()
     root = Path(os.environ.get("SER_CORPORA", ROOT.parent / "shared" / "corpora"))
