@@ -29,12 +29,12 @@ from shards.index import (
     index_name,
     index_row,
     member,
-    read_index,
     read_report,
     shard_name,
     write_index,
 )
 from shards.lock import hold
+from shards.origin import compare, withdrawn
 from shards.spec import SHARD_SECONDS, ShardSpec, Source, divide, measure, plan_shards, where
 from shards.store import Store
 from shards.utterance import SAMPLE_RATE, Utterance
@@ -206,7 +206,7 @@ def _pack(
     store, utterances, out, shard_seconds, add, run, progress, max_quarantined, max_seconds
 ) -> Dataset:  # fmt: skip
     old = manifest.load(store)
-    gone = frozenset(entry["speaker"] for entry in old["withdrawn"]) if old else frozenset()
+    gone = withdrawn(old) if old else frozenset()
     # Hashing all that was given, the withdrawn included, lets the same command find its work done after a withdrawal.
     sources = measure(utterances)
     if not sources:
@@ -291,29 +291,14 @@ def standing(store: Store, meta: Mapping) -> list[ShardReport]:
 
 def _new(store: Store, old: Mapping, sources: Sequence[Source]) -> list[Source]:
     """The sources that the dataset does not hold; a key that it holds with another content is refused."""
-    held: dict[str, tuple[str, str]] = {}
-    tried: set[tuple[str, str]] = set()
-    for shard in old["shards"]:
-        table = read_index(store, shard["number"], ["key", "source"])
-        name = store.path(shard_name(shard["number"]))
-        for key, digest in zip(table["key"].to_pylist(), table["source"].to_pylist()):
-            held[key.lower()] = digest, name
-        if shard["quarantined"]:
-            report = read_report(store, shard["number"])
-            tried |= {(e["key"].lower(), e["source"]) for e in (report.quarantined if report else ())}
-    out = []
-    for source in sources:
-        folded = source.utterance.key.lower()
-        digest, name = held.get(folded, (None, None))
-        if digest is not None and digest != source.digest:
-            raise UserError(
-                f"the key {source.utterance.key!r} is in the dataset already, with other fields or another source file",
-                where=f"{name} and {where(source.utterance)}",
-                hint="give the new utterance its own key, or pack into a new folder",
-            )
-        if digest is None and (folded, source.digest) not in tried:
-            out.append(source)
-    return out
+    found = compare(store, old, sources)
+    for there, source in found.changed:
+        raise UserError(
+            f"the key {source.utterance.key!r} is in the dataset already, with other fields or another source file",
+            where=f"{store.path(shard_name(there.shard))} and {where(source.utterance)}",
+            hint="give the new utterance its own key, or pack into a new folder",
+        )
+    return found.new
 
 
 def _quarantine(source: Source, error: Exception) -> dict:

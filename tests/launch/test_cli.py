@@ -108,19 +108,21 @@ def test_a_mistake_is_said_in_words(name, tmp_path, capfd):
 
 def test_a_wrong_fold_and_a_wrong_model_are_named(tmp_path, tiny_dataset, capfd):
     path = recipe(tmp_path, data={"path": tiny_dataset, "corpora": [{"reader": "manifest", "root": "x"}]})
-    from ser.job import digest
+    from launch.packing import name_of, options
     from ser.recipe import load
+    from shards import origin
+    from shards.store import Store
 
     data = load(str(path)).data
-    mark = Path(tiny_dataset) / ".recipe"
-    mark.write_text(digest([c.model_dump(mode="json") for c in data.corpora] + [data.shard_seconds]))
+    packed = {name_of(corpus): origin.Look("", [], {}) for corpus in data.corpora}
+    origin.Known(options(data), packed).save(Store(tiny_dataset))
     try:
         code, _, err = ser(capfd, "run", path, "folds=[session-ses9]")
         assert code == 2 and "no fold 'session-ses9'" in err and "session-ses0" in err
         code, _, err = ser(capfd, "train", path, "--model", "studnt")
         assert code == 2 and "no model 'studnt'" in err and "student" in err
     finally:
-        mark.unlink()
+        (Path(tiny_dataset) / ".recipe").unlink()
 
 
 def test_a_recipe_prints_in_full(tmp_path, capfd):
