@@ -9,8 +9,8 @@ import time
 
 from launch.runner import Runner
 from launch.tally import Tally
+from ser.data import CorpusConfig, DataConfig
 from ser.job import digest
-from ser.recipe import CorpusConfig, DataConfig
 from shards import manifest, origin
 from shards.dataset import Dataset
 from shards.errors import UserError
@@ -45,9 +45,8 @@ def pack_stage(runner: Runner) -> None:
     given = [_read(corpus, name_of(corpus) in known.corpora) for corpus in due]
     lacking = origin.lacking(store, there, known, given) if there else []
     made, note = 0, f"{len(lacking):,} utterances added" if lacking else ""
-    if (
-        lacking or not known.options
-    ):  # where another command packed, pack itself says whether that was the same
+    # Where another command packed, pack itself says whether that was the same.
+    if lacking or not known.options:
         dataset = _pack(runner, [s.utterance for one in given for s in one.sources], add=bool(lacking))
         made = len(dataset.shards) - (len(there["shards"]) if there else 0)
         hours = float(dataset.samples.sum()) / 16000 / 3600
@@ -99,7 +98,7 @@ def _generate(runner: Runner, corpora: list[CorpusConfig]) -> None:
             from shards.corpora import spokenaffect
 
             with runner.display.bar(f"generate {corpus.reader}") as bar:
-                spokenaffect.generate(corpus.root, progress=bar.update, **corpus.generate)
+                spokenaffect.generate(corpus.root, progress=bar.update, **dict(corpus.generate))
 
 
 def _pack(runner: Runner, utterances: list[Utterance], add: bool) -> Dataset:

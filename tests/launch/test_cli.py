@@ -73,6 +73,30 @@ MISTAKES = {
     "bad list place": (["run", "{recipe}", "data.corpora.7.root=x"], "data.corpora.7"),
     "no such list place": (["run", "{recipe}", "folds.first=x"], "folds.first"),
     "no variant": (["run", "{recipe}", "--variant", "small"], "no variant 'small'"),
+    "an empty variant": (["run", "{recipe}", "--variant", "empty"], "the variant 'empty' holds no keys"),
+    "a variant of words": (["run", "{recipe}", "--variant", "words"], "the variant 'words' is no mapping"),
+    "not UTF-8": (["run", "{folder}/latin.yaml"], "not UTF-8 text: byte 0xe4"),
+    "a number as a key": (["run", "{folder}/number.yaml"], "unknown key 3"),
+    "a list of models": (
+        ["run", "{recipe}", "models=[{{train: {{}}}}]", "models.0.train.steps=2"],
+        "models: Input should be a valid dictionary",
+    ),
+    "generating with an unknown key": (
+        ["run", "{recipe}", "data.corpora.0={{reader: spokenaffect, root: x, generate: {{utterence: 3}}}}"],
+        "did you mean 'utterances'",
+    ),
+    "generating with a word": (
+        [
+            "run",
+            "{recipe}",
+            "data.corpora.0={{reader: spokenaffect, root: x, generate: {{utterances: many}}}}",
+        ],
+        "data.corpora.0.generate.utterances",
+    ),
+    "generating what is not generated": (
+        ["run", "{recipe}", "data.corpora.0.generate={{utterances: 3}}"],
+        "`generate` is for spokenaffect alone",
+    ),
     "no corpus folder": (["run", "{recipe}"], "there is no manifest"),
     "no reader": (["pack", "--corpus", "emodbb=/x", "--out", "{folder}/d"], "emodb"),
     "nothing to pack": (["pack"], "nothing to pack"),
@@ -99,7 +123,10 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_said_in_words(name, tmp_path, capfd):
     arguments, expected = MISTAKES[name]
-    places = {"recipe": recipe(tmp_path), "folder": tmp_path}
+    places = {"recipe": recipe(tmp_path, variants={"empty": None, "words": "big"}), "folder": tmp_path}
+    text = places["recipe"].read_text()
+    (tmp_path / "latin.yaml").write_bytes(f"about: l\u00e4ngst\n{text}".encode("latin-1"))
+    (tmp_path / "number.yaml").write_text(f"3: x\n{text}")
     code, out, err = ser(capfd, *(a.format(**places) for a in arguments))
     assert code == 2, out + err
     assert err.startswith("error: ") and "Traceback" not in out + err
