@@ -7,6 +7,7 @@ on speech that the recipe's corpora no longer hold. Corpora that are not there a
 
 import time
 
+from launch.pack import quarantine_lines
 from launch.runner import Runner
 from launch.tally import Tally
 from ser.data import CorpusConfig, DataConfig
@@ -64,7 +65,7 @@ def name_of(corpus: CorpusConfig) -> str:
 
 def options(data: DataConfig) -> dict[str, float]:
     """What shards depend on besides the corpora."""
-    return {"shard_seconds": data.shard_seconds}
+    return {"shard_seconds": data.shard_seconds, "max_seconds": data.max_seconds}
 
 
 def _refuse_other_options(known: origin.Known, data: DataConfig) -> None:
@@ -114,7 +115,9 @@ def _pack(runner: Runner, utterances: list[Utterance], add: bool) -> Dataset:
 
         dataset = pack(
             utterances, data.path, data.shard_seconds, add=add, run=lambda f, items: over(runner.session())(f, items),
-            progress=packed, max_quarantined=data.max_quarantined,
+            progress=packed, max_quarantined=data.max_quarantined, max_seconds=data.max_seconds,
         )  # fmt: skip
     tally.show(runner.display, "pack")
+    for line in quarantine_lines(dataset):
+        runner.display.warn(line)
     return dataset

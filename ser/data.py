@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from ser.strict import Strict
 from shards import corpora
+from shards.audio import MAX_SECONDS
 from shards.utterance import Utterance
 
 
@@ -53,9 +54,17 @@ class CorpusConfig(Strict):
 
 
 class DataConfig(Strict):
-    """The packed dataset: where, from which corpora, in shards of how many seconds."""
+    """The packed dataset: where, from which corpora, in shards of how many seconds.
+
+    Attributes:
+        max_quarantined: Share of broken utterances that is borne, in packing and wherever they are read.
+        max_seconds: Longer utterances are left out as broken.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"max_seconds"})
 
     path: str
     corpora: list[CorpusConfig] = Field(min_length=1)
-    shard_seconds: float = Field(default=600, gt=0)
+    shard_seconds: float = Field(default=600, gt=0, allow_inf_nan=False)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
+    max_seconds: float = Field(default=MAX_SECONDS, gt=0, allow_inf_nan=False)

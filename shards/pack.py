@@ -35,7 +35,7 @@ from shards.index import (
 )
 from shards.lock import hold
 from shards.origin import compare, withdrawn
-from shards.spec import SHARD_SECONDS, ShardSpec, Source, divide, measure, plan_shards, where
+from shards.spec import SHARD_SECONDS, ShardSpec, Source, check_options, divide, measure, plan_shards, where
 from shards.store import Store
 from shards.utterance import SAMPLE_RATE, Utterance
 
@@ -205,6 +205,7 @@ def alone(store: Store) -> AbstractContextManager[None]:
 def _pack(
     store, utterances, out, shard_seconds, add, run, progress, max_quarantined, max_seconds
 ) -> Dataset:  # fmt: skip
+    check_options(shard_seconds, max_seconds)
     old = manifest.load(store)
     gone = withdrawn(old) if old else frozenset()
     # Hashing all that was given, the withdrawn included, lets the same command find its work done after a withdrawal.
@@ -255,7 +256,8 @@ def _make(store, specs, utterances, run, progress, max_quarantined) -> list[Shar
                 f"at least {len(broken)} of {utterances} utterances have broken audio, more than the allowed "
                 f"{max_quarantined:.2%}: {shown}",
                 where=store.url,
-                hint="mend or leave out these files, or raise max_quarantined, then run the same command again",
+                hint="mend or leave out these files, or raise max_quarantined (--max-quarantined, data.max_quarantined of a "
+                "recipe; max_seconds where they are too long), then run the same command again",
             )
     return sorted(reports, key=lambda report: report.number)
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from launch import cli
@@ -81,6 +83,11 @@ MISTAKES = {
         ["run", "{recipe}", "models=[{{train: {{}}}}]", "models.0.train.steps=2"],
         "models: Input should be a valid dictionary",
     ),
+    "a limit of a recipe's": (
+        ["pack", "{recipe}", "--max-seconds", "9"],
+        "a recipe and --max-seconds do not go",
+    ),
+    "an endless limit": (["run", "{recipe}", "data.max_seconds=.inf"], "data.max_seconds: Input should be"),
     "generating with an unknown key": (
         ["run", "{recipe}", "data.corpora.0={{reader: spokenaffect, root: x, generate: {{utterence: 3}}}}"],
         "did you mean 'utterances'",
@@ -235,6 +242,21 @@ def test_pack_takes_a_recipes_overrides_and_variants(tmp_path, capfd, monkeypatc
     assert code == 0, out + err
     ((resolved, until),) = asked
     assert (resolved.data.path, resolved.data.shard_seconds, until) == ("elsewhere", 7, "pack")
+
+
+def test_pack_takes_limits(tmp_path, capfd):
+    (tmp_path / "wav" / "sad").mkdir(parents=True)
+    for seconds in (1, 2, 121, 122, 123):
+        soundfile.write(tmp_path / "wav" / "sad" / f"{seconds}.wav", np.full(seconds * 1000, 0.1), 1000)
+    pack = ["pack", "--corpus", f"audiofolder={tmp_path / 'wav'}", "--workers", "1", "--out"]
+    code, _, err = ser(capfd, *pack, tmp_path / "all")
+    assert code == 2 and "3 of 5 utterances have broken audio" in err and "--max-quarantined" in err
+    code, _, err = ser(capfd, *pack, tmp_path / "some", "--max-quarantined", "0.6")
+    assert code == 0 and "3 utterances were left out" in err and "--max-seconds" in err
+    code, _, err = ser(capfd, *pack, tmp_path / "all", "--max-seconds", "122.5")
+    assert code == 0 and "1 utterances were left out" in err
+    code, _, err = ser(capfd, *pack, tmp_path / "none", "--max-seconds", "nan")
+    assert code == 2 and "max_seconds is nan" in err and not (tmp_path / "none" / "dataset.json").exists()
 
 
 def test_the_entry_point_is_installed():

@@ -170,6 +170,18 @@ def test_a_withdrawn_speaker_may_leave_the_corpus_too(packing):
     assert "one/s1" not in Dataset.open(packing.out).speakers
 
 
+def test_the_longest_utterance_is_the_recipes_to_say(packing, tmp_path, capfd):
+    long = [path for path in (tmp_path / "one" / "wav").iterdir() if soundfile.info(path).duration > 0.6]
+    assert 3 <= len(long) < 12
+    limits = {"path": str(tmp_path / "short"), "max_seconds": 0.6, "max_quarantined": 1.0}
+    assert packing("one", **limits).made
+    assert len(Dataset.open(tmp_path / "short")) == 12 - len(long)
+    told = " ".join(capfd.readouterr().err.split())
+    assert f"{len(long)} utterances were left out" in told and f"{len(long)} are too long: pack anew" in told
+    with pytest.raises(UserError, match=r"packed with data.max_seconds=0.6, and this recipe says 120"):
+        packing("one", path=str(tmp_path / "short"))
+
+
 def test_other_options_are_refused_by_name(packing):
     with pytest.raises(UserError, match=r"packed with data.shard_seconds=3, and this recipe says 4") as error:
         packing("one", shard_seconds=4)
