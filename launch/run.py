@@ -124,16 +124,18 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
     if not same:
         from ser.evaluate import evaluate
 
-        runner.display.say("evaluating")
         page.unlink(missing_ok=True)
-        evaluate(setting)
+        with runner.display.bar("evaluate", unit="models and comparisons") as bar:
+            evaluate(setting, bar.update)
         mark.write_text(state)
         runner.record("evaluate", 1, 0, began)
     if with_page:
         from ser.report import write_report
 
         began = time.perf_counter()
-        runner.record("report", 1, 0, began, str(write_report(setting)))
+        with runner.display.bar("report", unit="parts") as bar:
+            written = write_report(setting, bar.update)
+        runner.record("report", 1, 0, began, str(written))
         runner.lines[-1].seconds = time.perf_counter() - began
 
 
