@@ -185,6 +185,15 @@ def pack(
     out: Annotated[str | None, typer.Option(help="dataset folder or URL, without a recipe")] = None,
     add: Annotated[bool, typer.Option(help="with --corpus: add to the dataset; no shard changes")] = False,
     shard_seconds: Annotated[float | None, typer.Option(help="with --corpus; default 3600")] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="with --corpus: longer utterances are left out; default 120")
+    ] = None,
+    max_quarantined: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="with --corpus: share of broken utterances that is borne; default 0.01"
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="with --corpus: CPUs; default all")] = None,
     withdraw_speaker: Annotated[
         str | None, typer.Option(help="CORPUS/SPEAKER leaves the dataset at --out")
@@ -192,7 +201,9 @@ def pack(
     erase: Annotated[bool, typer.Option(help="rewrite the shards of withdrawn speakers at --out")] = False,
 ) -> None:
     """Pack a recipe's corpora, or corpora by name, into WebDataset shards; withdraw a speaker; erase what was withdrawn."""
+    limits = {"max_seconds": max_seconds, "max_quarantined": max_quarantined}
     packing = {"--corpus": corpus, "--add": add, "--shard-seconds": shard_seconds, "--workers": workers}
+    packing |= {f"--{name.replace('_', '-')}": value for name, value in limits.items()}
     leaving = {"--withdraw-speaker": withdraw_speaker, "--erase": erase}
     if recipe:
         others = _given({**packing, **leaving, "--out": out})
@@ -200,7 +211,7 @@ def pack(
             raise UserError(
                 f"a recipe and {', '.join(others)} do not go together",
                 where=f"ser pack {recipe}",
-                hint="a recipe says where its data lie: override data.path, data.shard_seconds, cluster.cpus; or leave it out",
+                hint="a recipe says where its data lie: override data.path, data.shard_seconds, data.max_seconds, cluster.cpus; or leave it out",
             )
         _run(recipe, overrides, variant, "pack")
         return
@@ -216,7 +227,7 @@ def pack(
     if _given(leaving):
         withdraw_or_erase(out, withdraw_speaker, erase, Display())
     elif corpus:
-        pack_corpora(corpus, out, add, shard_seconds, workers, Display())
+        pack_corpora(corpus, out, add, shard_seconds, workers, Display(), **limits)
     else:
         raise UserError(
             "nothing to pack", hint="ser pack RECIPE, or ser pack --corpus emodb=FOLDER --out DATASET"

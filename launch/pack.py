@@ -22,8 +22,9 @@ def pack_corpora(
     shard_seconds: float | None,
     workers: int | None,
     display: Display,
+    **limits: float | None,
 ) -> None:
-    """Pack READER=FOLDER corpora into a dataset, in parallel."""
+    """Pack READER=FOLDER corpora into a dataset, in parallel; `limits` are the packing's own max_seconds and max_quarantined."""
     from cluster.pack import Parallel
     from shards import corpora
     from shards.pack import pack
@@ -37,10 +38,11 @@ def pack_corpora(
             raise UserError(f"--corpus {text!r} is not READER=FOLDER", hint="--corpus emodb=/data/emodb")
         pairs.append((reader, root))
     utterances = [u for reader, root in pairs for u in corpora.read(reader, root)]
+    given = {name: value for name, value in limits.items() if value is not None}
     with Parallel(workers) as parallel, display.bar("pack") as bar:
         dataset = pack(
             utterances, out, shard_seconds or SHARD_SECONDS, add=add, run=parallel,
-            progress=lambda report, done, total: bar.update(done, total),
+            progress=lambda report, done, total: bar.update(done, total), **given,
         )  # fmt: skip
     describe_dataset(dataset.url, display)
     for line in quarantine_lines(dataset):
@@ -54,7 +56,13 @@ def quarantine_lines(dataset: Dataset, most: int = 5) -> list[str]:
         return []
     lines = [f"{len(left_out):,} utterances were left out because their audio is broken:"]
     lines += [f"  {entry['corpus']}/{entry['key']}: {entry['reason']}" for entry in left_out[:most]]
-    return lines + ([f"  and {len(left_out) - most:,} more"] if len(left_out) > most else [])
+    lines += [f"  and {len(left_out) - most:,} more"] if len(left_out) > most else []
+    long = sum(entry["reason"].startswith("too long") for entry in left_out)
+    if long:
+        lines.append(
+            f"  {long:,} are too long: pack anew with --max-seconds, or data.max_seconds of a recipe"
+        )
+    return lines
 
 
 def verify_dataset(url: str, workers: int | None, display: Display) -> int:

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from launch.display import Display
+from launch.packing import pack_stage
 from launch.runner import Line, Runner
 from launch.search import combinations, dev_value, keep_choice
 from launch.stored import feature_stage, frames_stage, layers_stage, targets_stage
-from launch.tally import Tally
 from ser import __version__, hubs, pin, trackers
 from ser.checkpoint import write_json
 from ser.job import (
@@ -32,13 +32,11 @@ from ser.job import (
 from ser.recipe import Recipe
 from ser.reuse import adopt
 from ser.setting import Setting, open_setting
-from shards import manifest, transcripts
+from shards import transcripts
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.index import ShardReport
 from shards.lock import hold
 from shards.mirror import mirrored
-from shards.store import Store
 
 STAGES = ("pack", "features", "train", "targets", "distill", "evaluate", "report")
 
@@ -126,16 +124,18 @@ def results_stage(runner: Runner, setting: Setting, with_page: bool) -> None:
     if not same:
         from ser.evaluate import evaluate
 
-        runner.display.say("evaluating")
         page.unlink(missing_ok=True)
-        evaluate(setting)
+        with runner.display.bar("evaluate", unit="models and comparisons") as bar:
+            evaluate(setting, bar.update)
         mark.write_text(state)
         runner.record("evaluate", 1, 0, began)
     if with_page:
         from ser.report import write_report
 
         began = time.perf_counter()
-        runner.record("report", 1, 0, began, str(write_report(setting)))
+        with runner.display.bar("report", unit="parts") as bar:
+            written = write_report(setting, bar.update)
+        runner.record("report", 1, 0, began, str(written))
         runner.lines[-1].seconds = time.perf_counter() - began
 
 
@@ -169,52 +169,6 @@ def write_run(recipe: Recipe) -> None:
         from ser.environment import describe
 
         write_json(environment, describe())
-
-
-def pack_stage(runner: Runner) -> None:
-    """Generate the corpora that are generated, then pack all that the dataset does not hold yet."""
-    from shards.pack import pack
-
-    recipe, began = runner.recipe, time.perf_counter()
-    data = recipe.data
-    asked = digest(
-        [corpus.model_dump(mode="json", exclude={"transcripts"}) for corpus in data.corpora]
-        + [data.shard_seconds]
-    )
-    store, mark = Store(data.path), ".recipe"
-    if data.path.startswith("memory://"):
-        raise UserError(
-            "a dataset in memory is seen by one process, and a run has several",
-            where=data.path,
-            hint="set data.path to a folder, or to a URL such as s3://bucket/folder",
-        )
-    if store.exists(manifest.NAME) and store.exists(mark) and store.read(mark) == asked.encode():
-        runner.record("pack", 0, 1, began)
-        return
-    for corpus in data.corpora:
-        if corpus.generate is not None:
-            from shards.corpora import spokenaffect
-
-            with runner.display.bar(f"generate {corpus.reader}") as bar:
-                spokenaffect.generate(corpus.root, progress=bar.update, **corpus.generate)
-    utterances = (u for corpus in data.corpora for u in corpus.utterances())
-    with runner.display.bar("pack") as bar:
-        from cluster.pack import over
-
-        tally = Tally()
-
-        def packed(report: ShardReport, done: int, total: int) -> None:
-            tally.add(runner.session().node, report.rows, report.seconds)
-            bar.update(done, total, tally.pace())
-
-        dataset = pack(
-            utterances, data.path, data.shard_seconds, run=lambda f, items: over(runner.session())(f, items),
-            progress=packed, max_quarantined=data.max_quarantined,
-        )  # fmt: skip
-    tally.show(runner.display, "pack")
-    store.put(mark, asked.encode())
-    hours = float(dataset.samples.sum()) / 16000 / 3600
-    runner.record("pack", len(dataset.shards), 0, began, f"{len(dataset):,} utterances, {hours:.2f} h")
 
 
 def transcripts_stage(runner: Runner) -> None:

@@ -7,6 +7,7 @@ Gives up: speeds are measured once for the same weights and processor, and then 
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ser import composite, conditions, facts, passes, scoring, subsets
+from ser.counting import steps
 from ser.job import below, directory
 from ser.layout import check_layout
 from ser.models import load
@@ -32,8 +34,11 @@ SCHEMA = 1
 MOST_ITEMS = 20
 
 
-def evaluate(setting: Setting) -> dict[str, Any]:
+def evaluate(setting: Setting, progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
     """Score every finished model of the recipe and write `<run>/report.json`.
+
+    Args:
+        progress: Called with (parts done, parts in all): a part is a model, a composite or a comparison.
 
     Returns:
         What was written. `models` by name (their order is `order`); scores stand under the reference labels they are
@@ -50,11 +55,14 @@ def evaluate(setting: Setting) -> dict[str, Any]:
     truths = references(setting)
     any_model = next(iter(models.values()))
     speakers = voices(setting, any_model.test.rows)
-    told = {name: describe(setting, models, name, truths, speakers, speeds) for name in models}
     mixed, lost = composite.composites(setting, models)
+    compared = recipe.report.compare
+    step = steps(progress, len(models) + len(mixed) + len(compared))
+    told = {name: step(describe(setting, models, name, truths, speakers, speeds)) for name in models}
     for name, model in mixed.items():
         more = composite.describe(setting, models, name, told)
         told[name] = more | _results(setting, model, truths, speakers) | {"source": source_of(more["inputs"])}
+        step(name)
     incomplete |= lost
     report = {
         "schema": SCHEMA,
@@ -74,7 +82,9 @@ def evaluate(setting: Setting) -> dict[str, Any]:
         "models": told,
         "incomplete": incomplete,
         "repeated": _repeated(setting, any_model),
-        "comparisons": _comparisons(setting, models | mixed, truths, speakers),
+        "comparisons": [
+            x for row in compared for x in step(_compared(row, models | mixed, truths, speakers))
+        ],
         "conditions": conditions.told(setting, models, truths[OWN], speakers),
         "encoders": facts.encoders(setting),
         "findings": [_finding(finding) for finding in facts.findings(setting, models)],
@@ -231,21 +241,20 @@ def _dev(model: Model, truth: Reference) -> dict[str, float] | None:
     }
 
 
-def _comparisons(
-    setting: Setting, models: dict[str, Model], truths: dict[str, Reference], speakers: np.ndarray
+def _compared(
+    row: Comparison, models: dict[str, Model], truths: dict[str, Reference], speakers: np.ndarray
 ) -> list[dict[str, Any]]:
     out = []
-    for row in setting.recipe.report.compare:
-        for reference, truth in truths.items():
-            told = {**row.model_dump(), "against": reference}
-            lost = [name for name in (row.system, row.reference) if name not in models]
-            if lost:
-                out.append({**told, "result": None, "reason": f"not finished: {', '.join(lost)}"})
-                continue
-            first, second = models[row.system], models[row.reference]
-            found = scoring.compare(row.metric, truth.of(first.test.rows), first.test, second.test, speakers)
-            reason = "" if found else f"one of the two has no {row.metric}, or the labels have none"
-            out.append({**told, "result": found, "reason": reason})
+    for reference, truth in truths.items():
+        told = {**row.model_dump(), "against": reference}
+        lost = [name for name in (row.system, row.reference) if name not in models]
+        if lost:
+            out.append({**told, "result": None, "reason": f"not finished: {', '.join(lost)}"})
+            continue
+        first, second = models[row.system], models[row.reference]
+        found = scoring.compare(row.metric, truth.of(first.test.rows), first.test, second.test, speakers)
+        reason = "" if found else f"one of the two has no {row.metric}, or the labels have none"
+        out.append({**told, "result": found, "reason": reason})
     return out
 
 

@@ -5,12 +5,12 @@ the command line by dotted keys (`models.student.train.steps=200`); `variants` a
 resolved recipe is written into the run directory, so a run never depends on the file again.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ser.data import DataConfig
 from ser.hubs import Pinned
 from ser.layout import Depth, Grid, Subset, Trained
 from ser.models.config import ModelConfig, ProbeConfig
@@ -22,49 +22,12 @@ from ser.sweep import SweepConfig
 from ser.training import OptimizerConfig, Term, TrainConfig
 from ser.truth import FIELD
 from ser.values import expand
-from shards import corpora
 from shards.cache import scratch
 from shards.errors import UserError
-from shards.utterance import Utterance
 
 __all__ = [
     "RECIPES", "FeatureConfig", "FramesConfig", "OptimizerConfig", "Recipe", "TargetsConfig", "Term", "TrainConfig", "find", "load",
 ]  # fmt: skip
-
-
-class TranscriptsConfig(Strict):
-    """A recogniser's transcripts of a corpus: `key<tab>text` lines, and what wrote them ("asr:<model>").
-
-    They are put beside the dataset, as `ser transcribe` puts its own; models read them by `text_from: asr:<model>`.
-    """
-
-    path: str
-    source: str = Field(pattern=r"^asr:.+")
-
-
-class CorpusConfig(Strict):
-    """One corpus: which reader, where it lies, (for the generated corpus) how to make it, and other transcripts of it."""
-
-    LATER: ClassVar[frozenset[str]] = frozenset({"transcripts"})
-
-    reader: str
-    root: str
-    options: dict[str, Any] = {}
-    generate: dict[str, Any] | None = None
-    transcripts: TranscriptsConfig | None = None
-
-    def utterances(self) -> Iterator[Utterance]:
-        """What the reader reads."""
-        return corpora.read(self.reader, self.root, **self.options)
-
-
-class DataConfig(Strict):
-    """The packed dataset: where, from which corpora, in shards of how many seconds."""
-
-    path: str
-    corpora: list[CorpusConfig] = Field(min_length=1)
-    shard_seconds: float = Field(default=600, gt=0)
-    max_quarantined: float = Field(default=0.01, ge=0, le=1)
 
 
 class ModelRecipe(Strict):

@@ -57,18 +57,29 @@ def resolve(
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of keys", where=str(path))
     # YAML anchors share objects: an override of one model must not reach another through them.
-    values = unshared({key: value for key, value in values.items() if not key.startswith("x-")})
+    values = unshared({key: value for key, value in values.items() if not str(key).startswith("x-")})
     variants = values.pop("variants", {}) or {}
+    if not isinstance(variants, dict):
+        raise UserError("`variants` is a mapping of names to the keys that they change", where=str(path))
     given: list[str] = []
     typed: list[str] = []
     own_directory = False
     if variant is not None:
         if variant not in variants:
             raise UserError(
-                f"no variant {variant!r}", where=str(path), hint=f"variants: {', '.join(variants) or 'none'}"
+                f"no variant {variant!r}",
+                where=str(path),
+                hint=f"variants: {', '.join(map(str, variants)) or 'none'}",
             )
-        values = merge(values, variants[variant])
-        given += dotted(variants[variant] or {}, "")
+        changes = variants[variant]
+        if not isinstance(changes, dict) or not changes:
+            raise UserError(
+                f"the variant {variant!r} {'holds no keys' if not changes else 'is no mapping of keys'}",
+                where=str(path),
+                hint="indent the keys that it changes below its name",
+            )
+        values = merge(values, changes)
+        given += dotted(changes, "")
         own_directory = ".run_dir" in given
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -92,7 +103,7 @@ def resolve(
         base = str(values.get("run_dir") or f"runs/{values['name']}")
         values["run_dir"] = f"{base.rstrip('/')}-{variant}"
     if values.get("chosen"):
-        folder = (path.parent / values["chosen"]).resolve()
+        folder = (path.parent / str(values["chosen"])).resolve()
         if not folder.is_dir():
             raise UserError(
                 "`chosen` names a folder that is not there",
@@ -108,7 +119,7 @@ def _keep(values: dict[str, Any], given: list[str]) -> None:
     """Note in each model which of its train keys were given by a variant or an override (".models.M.train.K")."""
     for key in given:
         model, train_key = _train_key(key)
-        entry = (values.get("models") or {}).get(model)
+        entry = _entry(values, model)
         if isinstance(entry, dict) and train_key not in entry.setdefault("keep", []):
             entry["keep"].append(train_key)
 
@@ -117,7 +128,7 @@ def _refuse_searched(values: dict[str, Any], typed: list[str]) -> None:
     """An override of what is searched for would be overruled by the search."""
     for key in typed:
         model, train_key = _train_key(key)
-        entry = (values.get("models") or {}).get(model)
+        entry = _entry(values, model)
         search = entry.get("search") if isinstance(entry, dict) else None
         for searched in search if isinstance(search, dict) else ():
             if overlap(searched, train_key):
@@ -125,6 +136,12 @@ def _refuse_searched(values: dict[str, Any], typed: list[str]) -> None:
                     f"{key[1:]} is searched for in this recipe",
                     hint=f"change the grid (models.{model}.search), or drop the search: models.{model}.search={{}}",
                 )
+
+
+def _entry(values: dict[str, Any], model: str) -> Any:
+    """A model's plain values, None where there is no such model."""
+    models = values.get("models")
+    return models.get(model) if isinstance(models, dict) else None
 
 
 def _train_key(key: str) -> tuple[str, str]:

@@ -76,9 +76,18 @@ def read_yaml(path: str | Path) -> Any:
     """Plain values of a YAML file; a syntax error becomes a UserError with line and column."""
     path = Path(path)
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"not UTF-8 text: byte {error.object[error.start]:#04x}",
+            where=f"{path}:{line}",
+            hint="save the file as UTF-8",
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)

@@ -7,10 +7,12 @@ leave nothing in /dev/shm or the temporary folder. The global random state is no
 
 Gives up: workers are not forked from this process, because the threads of Ray, DeepSpeed and CUDA in it do not survive
 that; they are forked from Python's forkserver, a process of its own that imports torch once (seconds; later loaders
-start in a fraction of one) and stays until this process ends. So a script that makes a Loader needs the usual
-`if __name__ == "__main__":`. If this process is killed while no loader runs, one socket stays in the temporary folder.
+start in a fraction of one), stays until this process ends, and removes its socket if nobody else could. So a script
+that makes a Loader needs the usual `if __name__ == "__main__":`.
 """
 
+import atexit
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -18,7 +20,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.util import get_temp_dir
 
@@ -167,6 +169,26 @@ def worker_context() -> BaseContext:
     # torch by itself too: the server skips what it cannot import, and may not have this process's sys.path.
     context.set_forkserver_preload(["torch", "torch.utils.data", "shards.loader"])
     return context
+
+
+def _clear_away(imported_by: int) -> None:
+    """In the forkserver, at its end: removes its socket and the folder around it, if who started it was killed.
+
+    Elsewhere it does nothing: a process that started a forkserver knows its id, one that was forked is not the one that
+    imported this file, and any other has no address.
+
+    Args:
+        imported_by: Id of the process that imported this file.
+    """
+    server = forkserver._forkserver
+    address, started = getattr(server, "_forkserver_address", None), getattr(server, "_forkserver_pid", None)
+    if os.getpid() == imported_by and started is None and isinstance(address, str):
+        with contextlib.suppress(OSError):
+            os.unlink(address)
+            os.rmdir(os.path.dirname(address))  # only if nothing else is in it
+
+
+atexit.register(_clear_away, os.getpid())
 
 
 def _own_folder() -> str | None:

@@ -29,13 +29,13 @@ from shards.index import (
     index_name,
     index_row,
     member,
-    read_index,
     read_report,
     shard_name,
     write_index,
 )
 from shards.lock import hold
-from shards.spec import SHARD_SECONDS, ShardSpec, Source, divide, measure, plan_shards, where
+from shards.origin import compare, withdrawn
+from shards.spec import SHARD_SECONDS, ShardSpec, Source, check_options, divide, measure, plan_shards, where
 from shards.store import Store
 from shards.utterance import SAMPLE_RATE, Utterance
 
@@ -205,8 +205,9 @@ def alone(store: Store) -> AbstractContextManager[None]:
 def _pack(
     store, utterances, out, shard_seconds, add, run, progress, max_quarantined, max_seconds
 ) -> Dataset:  # fmt: skip
+    check_options(shard_seconds, max_seconds)
     old = manifest.load(store)
-    gone = frozenset(entry["speaker"] for entry in old["withdrawn"]) if old else frozenset()
+    gone = withdrawn(old) if old else frozenset()
     # Hashing all that was given, the withdrawn included, lets the same command find its work done after a withdrawal.
     sources = measure(utterances)
     if not sources:
@@ -255,7 +256,8 @@ def _make(store, specs, utterances, run, progress, max_quarantined) -> list[Shar
                 f"at least {len(broken)} of {utterances} utterances have broken audio, more than the allowed "
                 f"{max_quarantined:.2%}: {shown}",
                 where=store.url,
-                hint="mend or leave out these files, or raise max_quarantined, then run the same command again",
+                hint="mend or leave out these files, or raise max_quarantined (--max-quarantined, data.max_quarantined of a "
+                "recipe; max_seconds where they are too long), then run the same command again",
             )
     return sorted(reports, key=lambda report: report.number)
 
@@ -291,29 +293,14 @@ def standing(store: Store, meta: Mapping) -> list[ShardReport]:
 
 def _new(store: Store, old: Mapping, sources: Sequence[Source]) -> list[Source]:
     """The sources that the dataset does not hold; a key that it holds with another content is refused."""
-    held: dict[str, tuple[str, str]] = {}
-    tried: set[tuple[str, str]] = set()
-    for shard in old["shards"]:
-        table = read_index(store, shard["number"], ["key", "source"])
-        name = store.path(shard_name(shard["number"]))
-        for key, digest in zip(table["key"].to_pylist(), table["source"].to_pylist()):
-            held[key.lower()] = digest, name
-        if shard["quarantined"]:
-            report = read_report(store, shard["number"])
-            tried |= {(e["key"].lower(), e["source"]) for e in (report.quarantined if report else ())}
-    out = []
-    for source in sources:
-        folded = source.utterance.key.lower()
-        digest, name = held.get(folded, (None, None))
-        if digest is not None and digest != source.digest:
-            raise UserError(
-                f"the key {source.utterance.key!r} is in the dataset already, with other fields or another source file",
-                where=f"{name} and {where(source.utterance)}",
-                hint="give the new utterance its own key, or pack into a new folder",
-            )
-        if digest is None and (folded, source.digest) not in tried:
-            out.append(source)
-    return out
+    found = compare(store, old, sources)
+    for there, source in found.changed:
+        raise UserError(
+            f"the key {source.utterance.key!r} is in the dataset already, with other fields or another source file",
+            where=f"{store.path(shard_name(there.shard))} and {where(source.utterance)}",
+            hint="give the new utterance its own key, or pack into a new folder",
+        )
+    return found.new
 
 
 def _quarantine(source: Source, error: Exception) -> dict:

@@ -8,6 +8,7 @@ Gives up: a source file that changed but kept its size looks unchanged.
 
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -101,10 +102,7 @@ def divide(
     sources: Sequence[Source], shard_seconds: float, first: int, max_seconds: float
 ) -> list[ShardSpec]:
     """`plan_shards` of sources that were measured already."""
-    if not shard_seconds > 0:
-        raise UserError(
-            f"shard_seconds is {shard_seconds}, it must be above 0", hint=f"try {SHARD_SECONDS:g}"
-        )
+    check_options(shard_seconds, max_seconds)
     specs: list[ShardSpec] = []
     for corpus, group in itertools.groupby(sources, key=lambda s: s.utterance.corpus):
         held: list[Source] = []
@@ -118,6 +116,16 @@ def divide(
         if held:
             specs.append(_spec(first + len(specs), corpus, held, max_seconds))
     return specs
+
+
+def check_options(shard_seconds: float, max_seconds: float) -> None:
+    """Raises a UserError where one of them is no length."""
+    for name, value, usual in (
+        ("shard_seconds", shard_seconds, SHARD_SECONDS),
+        ("max_seconds", max_seconds, MAX_SECONDS),
+    ):
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} is {value}, it must be above 0 and finite", hint=f"try {usual:g}")
 
 
 def _spec(number: int, corpus: str, sources: Sequence[Source], max_seconds: float) -> ShardSpec:

@@ -6,6 +6,7 @@ measured on generated speech is called synthetic, and a LEGACY protocol says so 
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from ser.setting import Setting
 from shards import atomic
 
 
-def write_report(setting: Setting) -> Path:
+def write_report(setting: Setting, progress: Callable[[int, int], object] | None = None) -> Path:
     """Write `<run>/report.html` from `<run>/report.json`, evaluating first where that is missing.
+
+    Args:
+        progress: Called with (parts of the page done, parts in all).
 
     Returns:
         Path of the page.
@@ -26,10 +30,12 @@ def write_report(setting: Setting) -> Path:
         from ser.evaluate import evaluate
 
         report = evaluate(setting)
-    return write_page(report, path.with_name("report.html"))
+    return write_page(report, path.with_name("report.html"), progress)
 
 
-def write_page(report: dict[str, Any], path: Path) -> Path:
+def write_page(
+    report: dict[str, Any], path: Path, progress: Callable[[int, int], object] | None = None
+) -> Path:
     """Write the page of a report, and its tables as Markdown beside it. What shows this report already is kept."""
     stamp = _stamp(report)
     tables = path.with_suffix(".md")
@@ -43,7 +49,7 @@ def write_page(report: dict[str, Any], path: Path) -> Path:
 
     # the page last: it bears the stamp
     atomic.write(tables, markdown.render(report))
-    atomic.write(path, page.render(report, stamp))
+    atomic.write(path, page.render(report, stamp, progress))
     return path
 
 

@@ -1,10 +1,12 @@
 """The page's content, worked out from the report: sentences, tables and figures, then laid into `page.html`."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import yaml
 
+from ser.counting import steps
 from ser.report import cost, figures, layout, words
 from ser.report.tables import (
     calibration_table,
@@ -21,80 +23,85 @@ from ser.report.tables import (
 )
 from ser.report.templates import fill
 
+Progress = Callable[[int, int], object]
 MOST_CONFUSIONS = 12
 UNTOLD: dict[str, Any] = {"source": "stored", "mode": "eval", "teachers": {}}
 NBSP = "\N{NO-BREAK SPACE}"
 
 
-def render(report: dict[str, Any], stamp: str = "") -> str:
-    """The whole page as text; `stamp` says in its head what it was made from."""
-    return fill("page.html", w=words, r=report, stamp=stamp, **content(report))
+def render(report: dict[str, Any], stamp: str = "", progress: Progress | None = None) -> str:
+    """The whole page as text; `stamp` says in its head what it was made from, `progress` hears (parts done, in all)."""
+    return fill("page.html", w=words, r=report, stamp=stamp, **content(report, progress))
 
 
-def content(report: dict[str, Any]) -> dict[str, Any]:
+def content(report: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
     """Everything that the template shows beside the report itself."""
     metric = report["headline"]
     comparisons = comparison_rows(report)
     teachers = [n for n in report["order"] if report["models"][n]["role"] == "teacher"]
     sure = [n for n in teachers if "entropy" in report["models"][n]["sureness"].get("dev", {})]
-    return {
-        "metric": metric,
-        "strictness": report["protocol"]["strictness"],
-        "rules": f"{report['protocol']['strictness']}, {report['protocol']['name']}",
-        "badges": badges(report),
-        "sentences": sentences(report, comparisons),
-        "protocol": protocol_lines(report),
-        "references": reference_names(report),
-        "score_figures": [
+    parts: dict[str, Callable[[], Any]] = {
+        "metric": lambda: metric,
+        "strictness": lambda: report["protocol"]["strictness"],
+        "rules": lambda: f"{report['protocol']['strictness']}, {report['protocol']['name']}",
+        "badges": lambda: badges(report),
+        "sentences": lambda: sentences(report, comparisons),
+        "protocol": lambda: protocol_lines(report),
+        "references": lambda: reference_names(report),
+        "score_figures": lambda: [
             figures.scores(report, name, metric, f"against {told}")
             for name, told in reference_names(report).items()
             if any(metric in report["models"][n]["scores"][name]["pooled"] for n in report["order"])
         ],
-        "results": result_tables(report),
-        "grids": layout.grid_tables(report),
-        "depths": layout.depth_figures(report),
-        "trained": layout.trained(report),
-        "shares": layout.layer_shares(report),
-        "subsets": layout.subset_tables(report),
-        "repeated": layout.repeated_rows(report),
-        "comparisons": comparisons,
-        "relative": relative_rows(report),
-        "conditions": condition_tables(report),
-        "encoders": report.get("encoders") or {},
-        "difference_figures": [
+        "results": lambda: result_tables(report),
+        "grids": lambda: layout.grid_tables(report),
+        "depths": lambda: layout.depth_figures(report),
+        "trained": lambda: layout.trained(report),
+        "shares": lambda: layout.layer_shares(report),
+        "subsets": lambda: layout.subset_tables(report),
+        "repeated": lambda: layout.repeated_rows(report),
+        "comparisons": lambda: comparisons,
+        "relative": lambda: relative_rows(report),
+        "conditions": lambda: condition_tables(report),
+        "encoders": lambda: report.get("encoders") or {},
+        "difference_figures": lambda: [
             figures.differences(rows, m)
             for m in dict.fromkeys(row["metric"] for row in comparisons)
             if (rows := [row for row in comparisons if row["metric"] == m and row["result"]])
         ],
-        "signs": sign_table(report),
-        "sign_figures": [
+        "signs": lambda: sign_table(report),
+        "sign_figures": lambda: [
             figures.sign_scores(report, name, sign)
             for name in reference_names(report)
             for sign in ("valence_sign", "arousal_sign")
             if any(sign in report["models"][n]["scores"][name]["signs"] for n in report["order"])
         ],
-        "teachers": teachers,
-        "sure": sure,
-        "sure_figure": figures.sureness(report, sure) if sure else None,
-        "curves": _present(
+        "teachers": lambda: teachers,
+        "sure": lambda: sure,
+        "sure_figure": lambda: figures.sureness(report, sure) if sure else None,
+        "curves": lambda: _present(
             figures.curves(n, report["models"][n], report["protocol"]["select_metric"])
             for n in report["order"]
         ),
-        "confusions": confusion_figures(report),
-        "groups": group_figures(report),
-        "group_notes": group_notes(report),
-        "group_tables": group_tables(report),
-        "targets": report.get("targets", UNTOLD),
-        "calibrations": calibration_figures(report),
-        "calibration_table": calibration_table(report),
-        "cost_figures": cost.ladder(report, metric),
-        "findings": merged_findings(report),
-        "unanswered": [n for n in report["order"] if any(_silent(report["models"][n]))],
-        "tuned": {n: m["exposure"] for n, m in report["models"].items() if m["exposure"]["tuned"]},
-        "recipe_text": yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True, width=110),
-        "environment_text": json.dumps(report["environment"], indent=2),
-        "glossary": {words.title(m): words.METRICS[m][1] for m in _metrics_used(report)},
+        "confusions": lambda: confusion_figures(report),
+        "groups": lambda: group_figures(report),
+        "group_notes": lambda: group_notes(report),
+        "group_tables": lambda: group_tables(report),
+        "targets": lambda: report.get("targets", UNTOLD),
+        "calibrations": lambda: calibration_figures(report),
+        "calibration_table": lambda: calibration_table(report),
+        "cost_figures": lambda: cost.ladder(report, metric),
+        "findings": lambda: merged_findings(report),
+        "unanswered": lambda: [n for n in report["order"] if any(_silent(report["models"][n]))],
+        "tuned": lambda: {n: m["exposure"] for n, m in report["models"].items() if m["exposure"]["tuned"]},
+        "recipe_text": lambda: yaml.safe_dump(
+            report["recipe"], sort_keys=False, allow_unicode=True, width=110
+        ),
+        "environment_text": lambda: json.dumps(report["environment"], indent=2),
+        "glossary": lambda: {words.title(m): words.METRICS[m][1] for m in _metrics_used(report)},
     }
+    step = steps(progress, len(parts))
+    return {name: step(make()) for name, make in parts.items()}
 
 
 def _present(values: Any) -> list[Any]:

@@ -12,7 +12,9 @@ Paths in the tables may be of another machine: the file name is looked up below 
 Labels: 1 anger, 2 happiness, 3 neutral, 4 sadness, 5 tenderness, or these words. That 5 is tenderness follows from
 the five emotions of the paper, Bijoy et al. only drop it: not verified. Speakers are the nine codes below, looked for
 in the file's path where no column gives them.
-Counts are not asserted: none per label is published (the four-class splits hold about 3,260 utterances).
+What is published is asserted: the nine speakers, and of Bijoy et al.'s splits that the largest training set alone has
+2,798 utterances of the first four labels (a table may cut the recordings otherwise). No other count is published: neither
+the corpus's size nor counts per label or speaker.
 """
 
 import json
@@ -35,12 +37,13 @@ from shards.errors import UserError
 from shards.utterance import Utterance, make_key
 
 LABELS = {"1": "anger", "2": "happiness", "3": "neutral", "4": "sadness", "5": "tenderness"}
+LEAST = 2798  # utterances of the four classes in Bijoy et al.'s largest training set, one speaker or more left out
 SPEAKERS = ("ANRO", "JAKA", "JARA", "MIKO", "PEKO", "RIGR", "TIPE", "TIRE", "TUVA")
 SPEAKER = re.compile("|".join(SPEAKERS), re.IGNORECASE)
 
 
 def read(root: str, counts: str = "strict") -> Iterator[Utterance]:
-    """Utterances of FESC in order of key; see the module for layouts. `counts` rules missing files only."""
+    """Utterances of FESC in order of key; see the module for layouts and for what `counts` rules besides missing files."""
     folder = corpus_root(root, "fesc")
     check_mode(counts)
     files = audio_files(folder, "fesc")
@@ -60,12 +63,29 @@ def read(root: str, counts: str = "strict") -> Iterator[Utterance]:
             )
     if lost:
         complain(counts, f"fesc: {len(lost)} audio files are missing: {some(lost)}", folder)
-    return iter([utterances[key] for key in sorted(utterances)])
+    found = [utterances[key] for key in sorted(utterances)]
+    silent = sorted(set(SPEAKERS) - {utterance.speaker for utterance in found})
+    if silent:
+        complain(
+            counts, f"fesc: {len(silent)} of {len(SPEAKERS)} speakers are missing: {some(silent, 9)}", folder
+        )
+    four = sum(utterance.label != LABELS["5"] for utterance in found)
+    if _table(folder) is None and four <= LEAST:
+        complain(
+            counts,
+            f"fesc: {four} utterances of four classes, the published splits have more than {LEAST}",
+            folder,
+        )
+    return iter(found)
+
+
+def _table(folder: Path) -> Path | None:
+    return first_existing(folder, "labels.tsv", "labels.csv")
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, dict]]:
     """(place, row) of the table, or of every split file."""
-    table = first_existing(folder, "labels.tsv", "labels.csv")
+    table = _table(folder)
     if table is not None:
         for line, row in rows_of(table, "\t" if table.suffix == ".tsv" else ","):
             need_columns(row, ("file", "label"), table)

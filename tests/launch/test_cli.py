@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from launch import cli
@@ -73,6 +75,35 @@ MISTAKES = {
     "bad list place": (["run", "{recipe}", "data.corpora.7.root=x"], "data.corpora.7"),
     "no such list place": (["run", "{recipe}", "folds.first=x"], "folds.first"),
     "no variant": (["run", "{recipe}", "--variant", "small"], "no variant 'small'"),
+    "an empty variant": (["run", "{recipe}", "--variant", "empty"], "the variant 'empty' holds no keys"),
+    "a variant of words": (["run", "{recipe}", "--variant", "words"], "the variant 'words' is no mapping"),
+    "not UTF-8": (["run", "{folder}/latin.yaml"], "not UTF-8 text: byte 0xe4"),
+    "a number as a key": (["run", "{folder}/number.yaml"], "unknown key 3"),
+    "a list of models": (
+        ["run", "{recipe}", "models=[{{train: {{}}}}]", "models.0.train.steps=2"],
+        "models: Input should be a valid dictionary",
+    ),
+    "a limit of a recipe's": (
+        ["pack", "{recipe}", "--max-seconds", "9"],
+        "a recipe and --max-seconds do not go",
+    ),
+    "an endless limit": (["run", "{recipe}", "data.max_seconds=.inf"], "data.max_seconds: Input should be"),
+    "generating with an unknown key": (
+        ["run", "{recipe}", "data.corpora.0={{reader: spokenaffect, root: x, generate: {{utterence: 3}}}}"],
+        "did you mean 'utterances'",
+    ),
+    "generating with a word": (
+        [
+            "run",
+            "{recipe}",
+            "data.corpora.0={{reader: spokenaffect, root: x, generate: {{utterances: many}}}}",
+        ],
+        "data.corpora.0.generate.utterances",
+    ),
+    "generating what is not generated": (
+        ["run", "{recipe}", "data.corpora.0.generate={{utterances: 3}}"],
+        "`generate` is for spokenaffect alone",
+    ),
     "no corpus folder": (["run", "{recipe}"], "there is no manifest"),
     "no reader": (["pack", "--corpus", "emodbb=/x", "--out", "{folder}/d"], "emodb"),
     "nothing to pack": (["pack"], "nothing to pack"),
@@ -99,7 +130,10 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_said_in_words(name, tmp_path, capfd):
     arguments, expected = MISTAKES[name]
-    places = {"recipe": recipe(tmp_path), "folder": tmp_path}
+    places = {"recipe": recipe(tmp_path, variants={"empty": None, "words": "big"}), "folder": tmp_path}
+    text = places["recipe"].read_text()
+    (tmp_path / "latin.yaml").write_bytes(f"about: l\u00e4ngst\n{text}".encode("latin-1"))
+    (tmp_path / "number.yaml").write_text(f"3: x\n{text}")
     code, out, err = ser(capfd, *(a.format(**places) for a in arguments))
     assert code == 2, out + err
     assert err.startswith("error: ") and "Traceback" not in out + err
@@ -108,19 +142,21 @@ def test_a_mistake_is_said_in_words(name, tmp_path, capfd):
 
 def test_a_wrong_fold_and_a_wrong_model_are_named(tmp_path, tiny_dataset, capfd):
     path = recipe(tmp_path, data={"path": tiny_dataset, "corpora": [{"reader": "manifest", "root": "x"}]})
-    from ser.job import digest
+    from launch.packing import name_of, options
     from ser.recipe import load
+    from shards import origin
+    from shards.store import Store
 
     data = load(str(path)).data
-    mark = Path(tiny_dataset) / ".recipe"
-    mark.write_text(digest([c.model_dump(mode="json") for c in data.corpora] + [data.shard_seconds]))
+    packed = {name_of(corpus): origin.Look("", [], {}) for corpus in data.corpora}
+    origin.Known(options(data), packed).save(Store(tiny_dataset))
     try:
         code, _, err = ser(capfd, "run", path, "folds=[session-ses9]")
         assert code == 2 and "no fold 'session-ses9'" in err and "session-ses0" in err
         code, _, err = ser(capfd, "train", path, "--model", "studnt")
         assert code == 2 and "no model 'studnt'" in err and "student" in err
     finally:
-        mark.unlink()
+        (Path(tiny_dataset) / ".recipe").unlink()
 
 
 def test_a_recipe_prints_in_full(tmp_path, capfd):
@@ -206,6 +242,21 @@ def test_pack_takes_a_recipes_overrides_and_variants(tmp_path, capfd, monkeypatc
     assert code == 0, out + err
     ((resolved, until),) = asked
     assert (resolved.data.path, resolved.data.shard_seconds, until) == ("elsewhere", 7, "pack")
+
+
+def test_pack_takes_limits(tmp_path, capfd):
+    (tmp_path / "wav" / "sad").mkdir(parents=True)
+    for seconds in (1, 2, 121, 122, 123):
+        soundfile.write(tmp_path / "wav" / "sad" / f"{seconds}.wav", np.full(seconds * 1000, 0.1), 1000)
+    pack = ["pack", "--corpus", f"audiofolder={tmp_path / 'wav'}", "--workers", "1", "--out"]
+    code, _, err = ser(capfd, *pack, tmp_path / "all")
+    assert code == 2 and "3 of 5 utterances have broken audio" in err and "--max-quarantined" in err
+    code, _, err = ser(capfd, *pack, tmp_path / "some", "--max-quarantined", "0.6")
+    assert code == 0 and "3 utterances were left out" in err and "--max-seconds" in err
+    code, _, err = ser(capfd, *pack, tmp_path / "all", "--max-seconds", "122.5")
+    assert code == 0 and "1 utterances were left out" in err
+    code, _, err = ser(capfd, *pack, tmp_path / "none", "--max-seconds", "nan")
+    assert code == 2 and "max_seconds is nan" in err and not (tmp_path / "none" / "dataset.json").exists()
 
 
 def test_the_entry_point_is_installed():

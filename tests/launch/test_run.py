@@ -125,6 +125,7 @@ def test_a_run_ends_with_a_report_and_a_quiet_terminal(whole):
     for noise in ("Warning", "DeepSpeed", "deepspeed", "Traceback", "deprecated", "(raylet)", "INFO"):
         assert noise not in done.stdout + done.stderr, noise
     assert "report:" in done.stdout and "targets" in done.stdout
+    assert all(re.search(rf"{stage}: (\d+)/\1 ", done.stdout) for stage in ("pack", "evaluate", "report"))
 
 
 def test_a_second_run_does_nothing(whole):

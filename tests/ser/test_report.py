@@ -81,11 +81,25 @@ def check_whole(page: Page, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def heard() -> dict[str, list[tuple[int, int]]]:
+    """What was told of the progress while `run` was made: (done, total)s of the evaluation and of the page."""
+    return {"evaluate": [], "report": []}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, heard):
     """(setting, report, path of the page) of a cross-validated run."""
     setting = fake_run.make(tmp_path_factory.mktemp("run"), repeats=4)
-    report = evaluate(setting)
-    return setting, report, write_report(setting)
+    report = evaluate(setting, lambda *told: heard["evaluate"].append(told))
+    return setting, report, write_report(setting, lambda *told: heard["report"].append(told))
+
+
+def test_every_part_is_told_once(run, heard):
+    recipe = run[0].recipe
+    parts = len(recipe.models) + len(recipe.report.composites) + len(recipe.report.compare)
+    assert heard["evaluate"] == [(done, parts) for done in range(1, parts + 1)]
+    total = len(heard["report"])
+    assert total > 20 and heard["report"] == [(done, total) for done in range(1, total + 1)]
 
 
 def test_the_page_is_whole(run):

@@ -54,5 +54,11 @@ def test_yaml_mistakes_name_line_and_column(tmp_path):
     path.write_text("!!python/object/apply:os.system ['true']\n")
     with pytest.raises(UserError, match="not valid YAML"):
         read_yaml(path)
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_yaml(tmp_path)
+    path.write_bytes(b"a: 1\nb: l\xe4ngst\n")
+    with pytest.raises(UserError, match="not UTF-8 text: byte 0xe4") as error:
+        read_yaml(path)
+    assert error.value.where == f"{path}:2"
     path.write_text("a: {b: [1, x]}\n")
     assert read_yaml(path) == {"a": {"b": [1, "x"]}}

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from shards.audio import load
-from shards.corpora import cremad, iemocap, meld, msppodcast, read
+from shards.corpora import cremad, fesc, iemocap, meld, msppodcast, read
 from shards.errors import UserError
 from shards.utterance import Vote
 
@@ -201,6 +201,25 @@ def test_msppodcast_one_wrong_line(plant, line, message):
             assert len(list(read("msppodcast", root, counts="warn"))) == 3
 
 
+def test_msppodcast_is_held_against_the_release_that_it_resembles(plant, monkeypatch):
+    root = msp_tree(plant)
+    assert len(list(read("msppodcast", root))) == 3, "nothing is known of so small a release"
+    sizes = {"Train": 1, "Development": 1, "Test1": 1}
+    monkeypatch.setitem(msppodcast.RELEASES, "9.0", sizes)
+    assert len(list(read("msppodcast", root))) == 3
+    for other, differs in (("Test1", 7), ("Development", 0)):
+        monkeypatch.setitem(msppodcast.RELEASES, "9.0", sizes | {other: differs})
+        with pytest.raises(UserError, match=rf"msppodcast 9.0.*{other}: expected {differs}, found 1"):
+            read("msppodcast", root)
+        with pytest.warns(UserWarning, match="is not as published"):
+            assert len(list(read("msppodcast", root, counts="warn"))) == 3
+    near = {"Train": 100, "Development": 100, "Test1": 100}
+    assert list(msppodcast._resembled({"Train": 98, "Development": 98, "Test1": 98})) == []
+    monkeypatch.setitem(msppodcast.RELEASES, "9.0", near)
+    assert list(msppodcast._resembled({"Train": 98, "Development": 98, "Test1": 98})) == ["9.0"]
+    assert list(msppodcast._resembled({"Train": 98, "Development": 98, "Test1": 97})) == []
+
+
 def test_msppodcast_sizes_and_missing_files(plant):
     assert sum(msppodcast.RELEASES["1.6"].values()) == 50362
     assert sum(msppodcast.RELEASES["1.11"].values()) == 151654 - 2347
@@ -377,7 +396,7 @@ def test_fesc_from_a_table_and_from_split_files(plant):
     (root / "labels.csv").write_text(
         "file,label,text\nJAKA_01.wav,1,hei\n/other/JAKA_02.wav,tenderness,\ntuva-3.wav,4,\n"
     )
-    utterances = list(read("fesc", root))
+    utterances = list(read("fesc", root, counts="ignore"))
     assert [(u.speaker, u.label, u.text) for u in utterances] == [
         ("JAKA", "anger", "hei"),
         ("JAKA", "tenderness", None),
@@ -392,11 +411,35 @@ def test_fesc_from_a_table_and_from_split_files(plant):
     for split in ("train", "test"):  # the same file in two splits of two folds
         (root / "TIRE").mkdir(exist_ok=True)
         (root / "TIRE" / f"{split}.json").write_text(json.dumps(part))
-    assert [(u.speaker, u.label) for u in read("fesc", root)] == [("JAKA", "anger"), ("TUVA", "sadness")]
+    assert [(u.speaker, u.label) for u in read("fesc", root, counts="ignore")] == [
+        ("JAKA", "anger"),
+        ("TUVA", "sadness"),
+    ]
     part["b"]["label"] = "6"
     (root / "TIRE" / "train.json").write_text(json.dumps(part))
     with pytest.raises(UserError, match="'6' is no label"):
         read("fesc", root)
+
+
+def test_fesc_is_counted_as_far_as_it_is_published(plant, monkeypatch):
+    named = [f"{speaker}_{i}" for speaker in fesc.SPEAKERS for i in range(3)]
+    root = plant([f"{name}.wav" for name in named])
+    table = root / "labels.csv"
+    lines = [f"{name}.wav,{1 + i % 5}" for i, name in enumerate(named)]
+    table.write_text("\n".join(["file,label", *lines]))
+    assert len(list(read("fesc", root))) == 27
+    table.write_text("\n".join(["file,label", *(line for line in lines if "TUVA" not in line)]))
+    with pytest.raises(UserError, match="1 of 9 speakers are missing: TUVA"):
+        read("fesc", root)
+    table.unlink()
+    part = {name: {"file_path": f"{name}.wav", "label": str(1 + i % 5)} for i, name in enumerate(named)}
+    (root / "train.json").write_text(json.dumps(part))
+    with pytest.raises(
+        UserError, match="22 utterances of four classes, the published splits have more than 2798"
+    ):
+        read("fesc", root)
+    monkeypatch.setattr(fesc, "LEAST", 21)
+    assert len(list(read("fesc", root))) == 27
 
 
 def test_fesc_mistakes(plant):
