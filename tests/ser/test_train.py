@@ -129,6 +129,14 @@ def test_a_training_killed_at_any_moment_resumes_bit_for_bit(kind: str, whole, t
 
 
 @pytest.mark.slow
+def test_what_a_kill_behind_the_end_leaves_goes_with_the_next_call(whole, tmp_path, tiny_dataset):
+    recipe = values(tmp_path, tiny_dataset)
+    killed(recipe, JOB, Kill("ser.finish:drop_best"))
+    assert list((tmp_path / "run/folds/session-ses0/acoustic/seed-0").glob("best-*"))
+    same_training(whole[0], trained(recipe, JOB))
+
+
+@pytest.mark.slow
 def test_a_student_killed_again_and_again_ends_bit_for_bit(whole_student, tmp_path, tiny_dataset):
     recipe = distilling(tmp_path, tiny_dataset)
     shutil.copytree(whole_student[1], tmp_path / "run")
