@@ -4,6 +4,7 @@ What the model needs (features, teachers' targets) must be there already: `ser r
 """
 
 import argparse
+import os
 import sys
 
 from ser.job import Job
@@ -34,7 +35,8 @@ def main() -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE
-    print(folder)
+    if os.environ.get("RANK", "0") == "0":
+        print(folder)
     return 0
 
 

@@ -64,8 +64,7 @@ def finish(
         # it answers nothing: what it hears is stored as frames
         if world.main:
             checkpoint.write_json(folder / "DONE", {"model": "model/model.json"})
-            for path in folder.glob("best-*"):
-                path.unlink()
+            drop_best(folder)
         barrier(world)
         return
     tables = []
@@ -78,10 +77,14 @@ def finish(
     if world.main:
         write_predictions(folder / "predictions.parquet", pa.concat_tables(tables))
         checkpoint.write_json(folder / "DONE", {"model": "model/model.json"})
-        # Only now: until DONE stands, a checkpoint may name them.
-        for path in folder.glob("best-*"):
-            path.unlink()
+        drop_best(folder)
     barrier(world)
+
+
+def drop_best(folder: Path) -> None:
+    """Remove the weights that were best at some time. Only once DONE stands: until then a checkpoint may name them."""
+    for path in folder.glob("best-*"):
+        path.unlink(missing_ok=True)
 
 
 def describe(x: Ingredients, model: torch.nn.Module, training: dict) -> dict:

@@ -21,7 +21,7 @@ from ser.distributed import World, any_rank, barrier, join, on_main
 from ser.engine import Engine, rate
 from ser.events import Events
 from ser.faults import MOST_SKIPPED_IN_A_ROW, count_faults, given_up
-from ser.finish import export, finish, save_best
+from ser.finish import drop_best, export, finish, save_best
 from ser.infer import answer
 from ser.job import (
     Job,
@@ -73,7 +73,7 @@ def train(
     setting = open_setting(recipe)
     check_job(setting, job)
     folder = directory(recipe, job)
-    if finished(setting, job):
+    if finished(setting, job) and not any(folder.glob("best-*")):
         return folder
     with ExitStack() as held:
         on_main(lambda: held.enter_context(alone(folder, patience)), world)
@@ -90,7 +90,9 @@ def _train(setting: Setting, job: Job, world: World, report: Report | None, stop
     recipe = setting.recipe
     folder = directory(recipe, job)
     claim(recipe, job, identity(setting, job), world)
-    if finished(setting, job):  # it lay among the superseded
+    if finished(setting, job):  # it lay among the superseded, or was killed behind its end
+        if world.main:
+            drop_best(folder)
         return folder
     torch.set_num_threads(train_config(recipe, job).threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -21,6 +21,7 @@ from shards.errors import UserError
 from shards.targets import ABSENT, PRESENT, TargetStore
 from tests import tiny
 from tests.faults import Kill, arm, train_one
+from tests.moments import HALF, drawn, watch
 from tests.processes import run_killed, run_ranks
 
 FOLD = "session-ses0"
@@ -67,6 +68,11 @@ def compute_all(values: dict, kill: Kill | None) -> None:
     list(produce.serial(setting.recipe, all_work(setting)))
 
 
+def compute_watched(values: dict, log: str | None, at: int) -> None:
+    watch(log, at)
+    compute_all(values, None)
+
+
 def setting_of(values: dict) -> Setting:
     return open_setting(validate(Recipe, values, where="test"))
 
@@ -88,10 +94,11 @@ def taught(tmp_path_factory, tiny_dataset) -> Path:
 
 @pytest.fixture(scope="module")
 def answered(taught, tmp_path_factory) -> Path:
-    """The same with all targets computed."""
+    """The same with all targets computed; every moment of that stands in `moments` beside it."""
     folder = tmp_path_factory.mktemp("answered") / "copy"
     shutil.copytree(taught, folder)
-    run_ranks(compute_all, 1, school(folder, str(folder / "dataset")), None)
+    recipe = school(folder, str(folder / "dataset"))
+    run_ranks(compute_watched, 1, recipe, str(folder.parent / "moments"), 0)
     return folder
 
 
@@ -147,6 +154,18 @@ def test_killed_targets_continue_to_the_same_bytes(kill, taught, answered, tmp_p
     run_ranks(compute_all, 1, recipe, None)
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in before.items())
     assert files(root) == files(answered / "dataset/targets")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [HALF, "after fsync", "before replace", "after replace"])
+def test_targets_killed_at_any_moment_end_in_the_same_bytes(kind, taught, answered, tmp_path):
+    shutil.copytree(taught, tmp_path / "copy")
+    recipe = school(tmp_path / "copy", str(tmp_path / "copy/dataset"))
+    run_killed(compute_watched, 1, recipe, None, drawn(answered.parent / "moments", kind))
+    root, wanted = tmp_path / "copy/dataset/targets", files(answered / "dataset/targets")
+    assert set(files(root).items()) <= set(wanted.items()), "what readers see is whole"
+    run_ranks(compute_all, 1, recipe, None)
+    assert files(root) == wanted
 
 
 @pytest.mark.slow

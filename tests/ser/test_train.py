@@ -10,7 +10,8 @@ import pytest
 
 from tests import tiny
 from tests.faults import Kill, events, heard_steps, killed, same_training, train_one, trained
-from tests.processes import run_ranks
+from tests.moments import HALF, drawn, watch
+from tests.processes import run_killed, run_ranks
 
 JOB = ("session-ses0", "acoustic", 0)
 STUDENT = ("session-ses0", "student", 0)
@@ -55,11 +56,19 @@ def teach(recipe_values: dict) -> None:
     list(produce.serial(setting.recipe, work))
 
 
+def train_watched(values: dict, record: str | None, log: str | None, at: int = 0) -> str:
+    """In a process: `train_one`, every moment of it counted."""
+    watch(log, at, ("ser.engine:Engine.micro_step", "ser.events:Events.write"))
+    return train_one(values, JOB, None, record)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_dataset) -> tuple[Path, Path]:
-    """An unkilled training, and where its steps are recorded."""
+    """An unkilled training, and where its steps are recorded; every moment of it stands in `moments` beside them."""
     folder = tmp_path_factory.mktemp("whole")
-    return trained(values(folder, tiny_dataset), JOB, record=str(folder / "steps")), folder / "steps"
+    steps, moments = folder / "steps", folder / "moments"
+    (made,) = run_ranks(train_watched, 1, values(folder, tiny_dataset), str(steps), str(moments))
+    return Path(made), steps
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +112,28 @@ def test_a_killed_training_resumes_bit_for_bit(kill: Kill, whole, tmp_path, tiny
     assert heard == {step: expected[step] for step in heard}
     if "write_json:4 after" in str(kill) or kill.where.endswith("write_predictions"):
         assert min(heard) >= 4, "committed work is not done again"
+
+
+MOMENTS = [
+    HALF, "after fsync", "before replace", "after replace", "after unlink",
+    "before Engine.micro_step", "after Events.write",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_a_training_killed_at_any_moment_resumes_bit_for_bit(kind: str, whole, tmp_path, tiny_dataset):
+    recipe = values(tmp_path, tiny_dataset)
+    run_killed(train_watched, 1, recipe, None, None, drawn(whole[1].with_name("moments"), kind))
+    same_training(whole[0], trained(recipe, JOB))
+
+
+@pytest.mark.slow
+def test_what_a_kill_behind_the_end_leaves_goes_with_the_next_call(whole, tmp_path, tiny_dataset):
+    recipe = values(tmp_path, tiny_dataset)
+    killed(recipe, JOB, Kill("ser.finish:drop_best"))
+    assert list((tmp_path / "run/folds/session-ses0/acoustic/seed-0").glob("best-*"))
+    same_training(whole[0], trained(recipe, JOB))
 
 
 @pytest.mark.slow

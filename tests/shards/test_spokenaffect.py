@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
+from ser.recipe import load
+from ser.resolve import find, names
 from shards.corpora.spokenaffect import law, words
 from shards.corpora.spokenaffect.ceilings import ceilings, monte_carlo
 from shards.corpora.spokenaffect.corpus import generate, read
 from shards.corpora.spokenaffect.voices import LANGUAGES, SPLITS, VOICES, of_split
 from shards.errors import UserError
+from shards.views import ViewPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 160  # three blocks, the last one short
@@ -107,12 +112,34 @@ def test_a_smaller_corpus_draws_the_same_first_utterances(drawn):
     assert [d.text for d in law.draw(600, seed=1)] != [d.text for d in small.values()]
 
 
-def test_prosody_parameters_stay_in_range_and_views_move_little(drawn):
+def test_prosody_parameters_stay_in_range(drawn):
     for d in drawn:
         assert 80 <= d.rate <= 450 and 0 <= d.pitch <= 99 and 0 <= d.range <= 99
+
+
+def shipped() -> list[tuple[str, str | None]]:
+    """Recipes and variants that come with the package and name this corpus."""
+    found = []
+    for name in names():
+        if "reader: spokenaffect" in (text := find(name).read_text()):
+            found += [(name, variant) for variant in (None, *(yaml.safe_load(text).get("variants") or {}))]
+    return found
+
+
+@pytest.mark.parametrize("name,variant", shipped())
+def test_views_move_at_most_a_third_of_the_distance_between_class_means(name, variant, monkeypatch, tmp_path):
+    for place in re.findall(r"\$\{(\w+)\}", find(name).read_text()):
+        monkeypatch.setenv(place, str(tmp_path))
+    recipe = load(name, variant=variant)
+    if any(source.reader != "spokenaffect" for source in recipe.data.corpora):
+        pytest.skip("this variant is about another corpus")
+    views = ViewPolicy.from_dict(recipe.views)
     low, high = (law.sound(np.array([a]), np.zeros(1)) for a in (-1.0, 1.0))
-    assert high["level_db"][0] - low["level_db"][0] >= 3 * 3.0  # gain views of +-3 dB
-    assert math.log(high["rate"][0] / low["rate"][0]) >= 3 * math.log(1.05)  # speed views of +-5 %
+    level = high["level_db"][0] - low["level_db"][0]
+    rate = math.log(high["rate"][0] / low["rate"][0])
+    assert name != "demo" or (views.count and views.gain_db and views.speed), "or nothing is asked below"
+    assert max(map(abs, views.gain_db or (0, 0))) <= level / 3
+    assert max(abs(math.log(speed / 1000)) for speed in views.speed or (1000, 1000)) <= rate / 3
 
 
 # --- the ceilings ---
