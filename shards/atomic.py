@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import FullDisk
+from shards.process import started
 
 TEMPORARY = ".tmp-"
 LEAST = 65_536  # bytes; with less a disk is full
@@ -129,13 +130,7 @@ def abandoned(name: str, modified: float) -> bool:
     host, pid = [*name[len(TEMPORARY) :].rsplit("-", 2), ""][:2]
     if host != _host() or not pid.isdigit():
         return time.time() - modified > 86_400
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return started(int(pid)) is None
 
 
 def _host() -> str:

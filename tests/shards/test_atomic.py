@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from threading import Barrier, Thread
@@ -70,8 +71,11 @@ with atomic.create(sys.argv[1]) as file:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     below = tmp_path / "below"
+    writers = []
     for folder in (tmp_path, below):
-        subprocess.run([sys.executable, "-c", script, str(folder / "file")])
+        writers.append(subprocess.Popen([sys.executable, "-c", script, str(folder / "file")]))
+        # dead, but still to be waited for: as one whose parent was killed before it, where nobody adopts orphans
+        os.waitid(os.P_PID, writers[-1].pid, os.WEXITED | os.WNOWAIT)
         assert len([n for n in os.listdir(folder) if n.startswith(atomic.TEMPORARY)]) == 1
     with atomic.create(tmp_path / "mine") as file:
         file.write(b"whole")
@@ -79,3 +83,4 @@ with atomic.create(sys.argv[1]) as file:
     assert os.listdir(below) != [] and sorted(os.listdir(tmp_path)) == ["below", "mine"]
     atomic.clean(tmp_path, deep=True)
     assert os.listdir(below) == []
+    assert [writer.wait() for writer in writers] == [-signal.SIGKILL] * 2
