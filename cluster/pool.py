@@ -174,12 +174,15 @@ def _show(running: dict[Any, tuple[Any, Job]], done: list[Any], progress: Progre
 def compute_all(session: Any, recipe: Recipe, work: Sequence[Work]) -> Iterator[tuple[Work, Done]]:
     """Compute units of features or targets over the cluster; kilobytes travel, audio does not.
 
+    Features are computed on CPUs, whatever the teachers take: they wait for no GPU, and machines without one share them.
+
     Raises:
         UserError: More utterances than `data.max_quarantined` allows could not be read; what is committed stays.
     """
     quarantine, want = Quarantine(recipe, work), recipe.cluster
+    gpus = want.gpus_per_task if any(item.teacher is not None for item in work) else 0
     for index, done in session.map(
-        partial(compute, recipe), work, num_cpus=want.cpus_per_task, num_gpus=want.gpus_per_task
+        partial(compute, recipe), work, num_cpus=want.cpus_per_task, num_gpus=gpus
     ):
         quarantine.add(done)
         yield work[index], done
