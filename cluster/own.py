@@ -65,9 +65,15 @@ def write_token(path: Path) -> None:
         file.write(secrets.token_hex(32))
 
 
-def token_variables(path: Path) -> dict[str, str]:
-    """What makes Ray ask for the token of a file."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path.absolute())}
+def token_variables(path: Path | None = None) -> dict[str, str]:
+    """What makes Ray ask for the token of a file; without one, for that which its own variables name, if they do.
+
+    At an address Ray asks for none by itself, whatever they name (2.60), and the token in RAY_AUTH_TOKEN goes before any file.
+    """
+    if path is not None:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path.absolute()), "RAY_AUTH_TOKEN": ""}
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return {"RAY_AUTH_MODE": "token"} if named and not os.environ.get("RAY_AUTH_MODE") else {}
 
 
 def forget_token() -> None:

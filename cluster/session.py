@@ -92,8 +92,8 @@ class Session:
             token = self._folder / "token"
             own.write_token(token)
             self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | own.token_variables(token))
-        elif self.token_file is not None:
-            self._set(own.token_variables(Path(self.token_file)))
+        else:
+            self._set(own.token_variables(Path(self.token_file) if self.token_file is not None else None))
         import ray
 
         own.forget_token()
