@@ -1,9 +1,9 @@
 """A Ray session: embedded on this machine by default, or a running cluster by address.
 
 Guarantees: only what was started here is shut down; the embedded cluster has its own token (a private file of mode 0600), its own
-temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; of a joined
-cluster it takes `cpus` CPUs at most, the rest is other jobs'; a cluster that cannot be joined is refused within seconds, in
-words; a handler of SIGTERM that stood before Ray started stands after it; `map` keeps a
+temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine, and it listens on
+loopback alone; of a joined cluster it takes `cpus` CPUs at most, the rest is other jobs'; a cluster that cannot be joined is
+refused within seconds, in words; a handler of SIGTERM that stood before Ray started stands after it; `map` keeps a
 bounded number of tasks in flight, cancels them when the caller stops or anything fails, and raises a task's UserError as
 if the function had been called here. Work with GPUs is done by workers that live as long as the map, so that a model is
 loaded once a worker.
@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -111,15 +111,16 @@ class Session:
                 own.refuse_missing_token()
                 refuse_unreachable(self.address)
             handler = signal.getsignal(signal.SIGTERM)
-            ray.init(
-                address=self.address or "local",
-                namespace=self.namespace,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                runtime_env={"env_vars": self.env},
-                **options,
-            )
+            with own.on_loopback() if self.address is None else nullcontext():
+                ray.init(
+                    address=self.address or "local",
+                    namespace=self.namespace,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    runtime_env={"env_vars": self.env},
+                    **options,
+                )
             self._started = True
             # Ray has put its own there: it ends a driver without asking its trainings to save.
             if callable(handler) and threading.current_thread() is threading.main_thread():

@@ -1,5 +1,6 @@
 """cluster.session and cluster.pool: GPUs go to the tasks that asked for them, and relative paths mean the driver's."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import pool
@@ -57,6 +59,18 @@ def test_a_task_sees_the_gpus_it_was_given_alone(session):
     assert {seen for _, (seen, _, _) in session.map(busy, range(3))} == {""}, "none given, none seen"
     halves = [result for _, result in session.map(busy, range(4), num_gpus=0.5)]
     assert {seen for seen, _, _ in halves} <= {"0", "1"}
+
+
+def test_an_embedded_cluster_listens_on_loopback_alone(session):
+    """All that it has started, and this process."""
+    assert len(list(session.map(busy, range(6)))) == 6  # its workers are there
+    listening = set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ports = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+            listening |= {(" ".join(process.cmdline())[-60:], *one.laddr) for one in ports}
+    assert len(listening) > 3, "those of Ray are seen"
+    assert not {one for one in listening if one[1].removeprefix("::ffff:") != "127.0.0.1"}
 
 
 def test_what_no_machine_can_hold_is_refused_instead_of_waited_for(session):
@@ -225,6 +239,7 @@ os.chdir(sys.argv[1])
 with Session(cpus=2):
     import ray
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes 127.0.0.1 for the machine's own address
     done = subprocess.run([sys.executable, "-c", sys.argv[3], sys.argv[4]], cwd=sys.argv[2])
 sys.exit(done.returncode)
 """
