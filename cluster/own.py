@@ -6,6 +6,8 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -65,9 +67,15 @@ def write_token(path: Path) -> None:
         file.write(secrets.token_hex(32))
 
 
-def token_variables(path: Path) -> dict[str, str]:
-    """What makes Ray ask for the token of a file."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path.absolute())}
+def token_variables(path: Path | None = None) -> dict[str, str]:
+    """What makes Ray ask for the token of a file; without one, for that which its own variables name, if they do.
+
+    At an address Ray asks for none by itself, whatever they name (2.60), and the token in RAY_AUTH_TOKEN goes before any file.
+    """
+    if path is not None:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path.absolute()), "RAY_AUTH_TOKEN": ""}
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return {"RAY_AUTH_MODE": "token"} if named and not os.environ.get("RAY_AUTH_MODE") else {}
 
 
 def forget_token() -> None:
@@ -83,6 +91,23 @@ def forget_token() -> None:
         return
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A cluster that is started meanwhile listens on loopback alone.
+
+    Ray does so at the address 127.0.0.1 only (at 127.0.0.2 on all networks), and puts the machine's own address in its place
+    unless it is told that there are no other machines, as it takes it to be on macOS (2.60).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # its variable is read when Ray is imported
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def refuse_missing_token() -> None:

@@ -157,7 +157,7 @@ def refuse_unreachable(address: str, patience: float = 5.0) -> None:
         raise UserError(
             "the cluster did not accept the token" if _has_token() else "the cluster asks for a token",
             where=f"cluster.address={address}",
-            hint="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that its head was started with",
+            hint="name the token file that its head was started with: cluster.token_file, or RAY_AUTH_TOKEN_PATH",
         ) from error
     except (RayError, OSError, RuntimeError) as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Many trainings on a few long-lived Ray workers, and many units of targets as Ray tasks.
+"""Many trainings on a few long-lived Ray workers, and many units of features and targets.
 
 A small training is over in seconds, so a worker process that imports torch and DeepSpeed once and then runs one
 training after the other beats one process each. Progress is read from the workers between waits; a worker that dies
@@ -12,21 +12,22 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from cluster.crew import HELD, Crew
 from cluster.place import Home
 from cluster.room import Room, leaving
 from cluster.session import PATIENCE
 from ser.checkpoint import committed
 from ser.job import Job, directory
-from ser.produce import Done, Work
+from ser.produce import Done, Work, compute
 from ser.quarantine import Quarantine
 from ser.recipe import Recipe
 from ser.stopping import WITHIN, StopFlag, Stopped, saving
 from shards.errors import UserError
 
 MOST_DEATHS = 3
-HELD = 300.0  # seconds for which a worker of a shared cluster is kept over several trainings
 Progress = Callable[[Job, int, int], None]
 
 
@@ -72,96 +73,6 @@ class TrainWorker:
         self.asked.request()
 
 
-class Pool:
-    """At most `most` workers of a recipe's size. One gets work when it is there; until then others do it.
-
-    Args:
-        recipe: The resolved recipe.
-        most: Workers at once.
-        home: Where they work.
-        held: Seconds after which a worker is given back after its training, so that who shares the cluster gets a turn.
-    """
-
-    def __init__(self, recipe: Recipe, most: int, home: Home, held: float = math.inf):
-        import ray
-
-        want = recipe.cluster
-        self.actor = ray.remote(TrainWorker).options(
-            num_cpus=want.cpus_per_task, num_gpus=want.gpus_per_task, max_concurrency=2
-        )
-        self.recipe, self.most, self.home, self.held = recipe, most, home, held
-        self.coming: dict[Any, Any] = {}  # what answers when it is there -> worker
-        self.running: dict[Any, tuple[Any, Job]] = {}
-        self.since: dict[Any, float] = {}
-        self.nodes: dict[Any, str] = {}
-        self.told: set[Any] = set()
-        self.lost = 0  # in a row, before they were there
-
-    def hire(self, needed: int) -> None:
-        """Ask for workers until `needed` of them are there or coming; let those go that nothing is left for."""
-        while len(self.coming) + len(self.running) < min(self.most, needed):
-            worker = self.actor.remote(self.home)
-            self.coming[worker.where.remote()] = worker
-        while self.coming and len(self.coming) + len(self.running) > needed:
-            self.end(self.coming.popitem()[1])
-
-    def give(self, worker: Any, job: Job) -> None:
-        """Start a training on a worker that is there."""
-        self.since.setdefault(worker, time.monotonic())
-        self.running[worker.run.remote(self.recipe, job)] = worker, job
-
-    def keeps(self, worker: Any) -> bool:
-        """Whether a worker that is done with a training may do another."""
-        return worker not in self.told and time.monotonic() - self.since[worker] < self.held
-
-    def ask(self, node: str | None = None) -> bool:
-        """Ask those that train, on one machine or on all, to save and stop; whether there were any not asked before."""
-        found = {
-            worker for worker, _ in self.running.values() if node in (None, self.nodes[worker])
-        } - self.told
-        for worker in found:
-            worker.stop.remote()
-        self.told |= found
-        return bool(found)
-
-    def end(self, worker: Any) -> None:
-        """Give back a worker and what it has of the cluster."""
-        import ray
-
-        self.since.pop(worker, None)
-        self.nodes.pop(worker, None)
-        self.told.discard(worker)
-        ray.kill(worker)
-
-    def came(self, reference: Any) -> Any:
-        """The worker that is there now; None where it died on the way.
-
-        Raises:
-            UserError: That happened too often.
-        """
-        import ray
-        from ray.exceptions import RayActorError
-
-        worker = self.coming.pop(reference)
-        try:
-            self.nodes[worker] = ray.get(reference)
-        except RayActorError as error:
-            self.lost += 1
-            if self.lost >= 10 * MOST_DEATHS:
-                raise UserError(
-                    f"workers died {self.lost} times before they began: {str(error).splitlines()[0]}",
-                    hint="is this package installed on every machine of the cluster?",
-                ) from None
-            return None
-        self.lost = 0
-        return worker
-
-    def close(self) -> None:
-        """End them all."""
-        for worker in [*self.coming.values(), *(worker for worker, _ in self.running.values())]:
-            self.end(worker)
-
-
 def train_all(
     recipe: Recipe,
     jobs: Sequence[Job],
@@ -184,7 +95,11 @@ def train_all(
     want = recipe.cluster
     shared = want.address is not None
     room = Room(want.cpus_per_task, want.gpus_per_task, patience=want.wait if shared else 0.0, say=say)
-    pool = Pool(recipe, workers, home or Home(os.getcwd()), HELD if shared else math.inf)
+    actor = ray.remote(TrainWorker).options(
+        num_cpus=want.cpus_per_task, num_gpus=want.gpus_per_task, max_concurrency=2
+    )
+    create = partial(actor.remote, home or Home(os.getcwd()))
+    pool = Crew(create, workers, HELD if shared else math.inf)
     waiting: list[Job] = list(jobs)
     deaths: dict[Job, list[int]] = {job: [] for job in jobs}  # how far each had come
     asked: list[float] = []  # when we were asked to stop
@@ -232,8 +147,9 @@ def train_all(
                         yield Trained(job, seconds)
                     if worker is None:
                         continue
-                    if waiting and not asked and (worker not in pool.since or pool.keeps(worker)):
-                        pool.give(worker, waiting.pop(0))
+                    if waiting and not asked and pool.keeps(worker):
+                        job = waiting.pop(0)
+                        pool.give(worker, job, recipe, job)
                     else:
                         pool.end(worker)  # others may want what it has
     finally:
@@ -256,24 +172,17 @@ def _show(running: dict[Any, tuple[Any, Job]], done: list[Any], progress: Progre
 
 
 def compute_all(session: Any, recipe: Recipe, work: Sequence[Work]) -> Iterator[tuple[Work, Done]]:
-    """Compute units of features or targets as Ray tasks; kilobytes travel, audio does not.
+    """Compute units of features or targets over the cluster; kilobytes travel, audio does not.
+
+    Features are computed on CPUs, whatever the teachers take: they wait for no GPU, and machines without one share them.
 
     Raises:
         UserError: More utterances than `data.max_quarantined` allows could not be read; what is committed stays.
     """
     quarantine, want = Quarantine(recipe, work), recipe.cluster
+    gpus = want.gpus_per_task if any(item.teacher is not None for item in work) else 0
     for index, done in session.map(
-        _Compute(recipe), work, num_cpus=want.cpus_per_task, num_gpus=want.gpus_per_task
+        partial(compute, recipe), work, num_cpus=want.cpus_per_task, num_gpus=gpus
     ):
         quarantine.add(done)
         yield work[index], done
-
-
-@dataclass(frozen=True)
-class _Compute:
-    recipe: Recipe
-
-    def __call__(self, work: Work) -> Done:
-        from ser.produce import compute
-
-        return compute(self.recipe, work)

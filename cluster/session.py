@@ -1,11 +1,12 @@
 """A Ray session: embedded on this machine by default, or a running cluster by address.
 
 Guarantees: only what was started here is shut down; the embedded cluster has its own token (a private file of mode 0600), its own
-temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine; of a joined
-cluster it takes `cpus` CPUs at most, the rest is other jobs'; a cluster that cannot be joined is refused within seconds, in
-words; a handler of SIGTERM that stood before Ray started stands after it; `map` keeps a
+temporary folder, no dashboard and no usage reports, so that several sessions and users share a machine, and it listens on
+loopback alone; of a joined cluster it takes `cpus` CPUs at most, the rest is other jobs'; a cluster that cannot be joined is
+refused within seconds, in words; a handler of SIGTERM that stood before Ray started stands after it; `map` keeps a
 bounded number of tasks in flight, cancels them when the caller stops or anything fails, and raises a task's UserError as
-if the function had been called here.
+if the function had been called here. Work with GPUs is done by workers that live as long as the map, so that a model is
+loaded once a worker.
 A task sees the GPUs that it was given and, given none, no GPU; it runs in the folder that the driver was in, so relative paths
 mean the same everywhere, on a machine that shares the driver's folders, or is refused.
 Gives up: one session a process at a time (Ray's own limit). A cancelled task stops at its next Python instruction, so one
@@ -13,21 +14,22 @@ long native call is waited for by whoever needs its CPU.
 """
 
 import logging
+import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from cluster import own
+from cluster.crew import HELD, LOOK, Caller, Crew, pull
 from cluster.place import Home, marked, own_address, refuse_unreachable, require_ray
 from cluster.room import Room
 from shards.errors import UserError
 
-LOOK = 5.0  # seconds without a result after which it is asked whether there can be one
 # Seconds in which a worker of a killed driver, or one that was given up, ends and lets go of its training; one whose machine
 # was cut off ends when its raylet has missed the head for long enough.
 PATIENCE = 300.0
@@ -90,8 +92,8 @@ class Session:
             token = self._folder / "token"
             own.write_token(token)
             self._set(_QUIET | {"RAY_TMPDIR": str(self._folder)} | own.token_variables(token))
-        elif self.token_file is not None:
-            self._set(own.token_variables(Path(self.token_file)))
+        else:
+            self._set(own.token_variables(Path(self.token_file) if self.token_file is not None else None))
         import ray
 
         own.forget_token()
@@ -109,15 +111,16 @@ class Session:
                 own.refuse_missing_token()
                 refuse_unreachable(self.address)
             handler = signal.getsignal(signal.SIGTERM)
-            ray.init(
-                address=self.address or "local",
-                namespace=self.namespace,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                runtime_env={"env_vars": self.env},
-                **options,
-            )
+            with own.on_loopback() if self.address is None else nullcontext():
+                ray.init(
+                    address=self.address or "local",
+                    namespace=self.namespace,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    runtime_env={"env_vars": self.env},
+                    **options,
+                )
             self._started = True
             # Ray has put its own there: it ends a driver without asking its trainings to save.
             if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -180,8 +183,8 @@ class Session:
             num_cpus: CPUs a task takes.
             max_in_flight: Tasks handed to Ray at a time; default twice the cluster's CPUs.
             max_retries: Repeats of a task whose worker or node died; -1 without end.
-            num_gpus: GPUs a task takes; it sees these alone. Ray ends a worker after a task with GPUs, so that what
-                it held of them is free for the next.
+            num_gpus: GPUs a task takes; it sees these alone. Then the tasks are done by as many long-lived workers as the
+                cluster holds, all asked for at once: Ray ends a process after one task with GPUs, and what it had loaded.
 
         Raises:
             Stopped: No machine has them any more.
@@ -194,12 +197,21 @@ class Session:
         room = self.room(num_cpus, num_gpus)
         room.wait()
         home = replace(self.home, folder=os.getcwd())
+        if num_gpus > 0:
+            worker = ray.remote(Caller).options(num_cpus=num_cpus, num_gpus=num_gpus)
+            held = math.inf if self.address is None else HELD
+            crew = Crew(lambda: worker.remote(function, home), held=held)
+            results = pull(crew, items, room, lambda: max_in_flight or self._in_flight(num_cpus), max_retries)
+            with closing(results):
+                for index, (result, self.node) in results:
+                    yield index, result
+            return
 
         def call(item: Any) -> Any:  # ray.remote refuses partials and instances as they are
             home.enter()
             return function(item), own_address()
 
-        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=max_retries)(call)
+        task = ray.remote(num_cpus=num_cpus, max_retries=max_retries)(call)
         limit = max_in_flight or self._in_flight(num_cpus)
         queue = enumerate(items)
         running: dict[Any, int] = {}
@@ -257,10 +269,8 @@ class Session:
 
     def _in_flight(self, num_cpus: float) -> int:
         """Tasks handed to Ray at a time: enough that none of the CPUs waits, and never more than `cpus` of a joined cluster."""
-        cpus = self.resources()["CPU"]
-        if self.address is not None and self.cpus is not None:
-            return max(1, int(cpus / max(num_cpus, 1e-9)))
-        return max(2, 2 * int(cpus))
+        fit = int(self.resources()["CPU"] / (num_cpus or 1))
+        return max(1, fit) if self.address is not None and self.cpus is not None else max(2, 2 * fit)
 
     def describe(self) -> str:
         """Which cluster this is, what it has and what of it is used, in a line."""

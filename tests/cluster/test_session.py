@@ -1,12 +1,15 @@
 """cluster.session and cluster.pool: GPUs go to the tasks that asked for them, and relative paths mean the driver's."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import pool
@@ -14,9 +17,11 @@ from cluster.pack import Parallel
 from cluster.place import go_home, require_ray
 from cluster.session import Session
 from ser.job import Job, directory
+from ser.produce import Done, Work
 from ser.recipe import Recipe
 from shards.errors import UserError
 from tests import tiny
+from tests.submitting import until
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,11 +61,84 @@ def test_a_task_sees_the_gpus_it_was_given_alone(session):
     assert {seen for seen, _, _ in halves} <= {"0", "1"}
 
 
+def test_an_embedded_cluster_listens_on_loopback_alone(session):
+    """All that it has started, and this process."""
+    assert len(list(session.map(busy, range(6)))) == 6  # its workers are there
+    listening = set()
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ports = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+            listening |= {(" ".join(process.cmdline())[-60:], *one.laddr) for one in ports}
+    assert len(listening) > 3, "those of Ray are seen"
+    assert not {one for one in listening if one[1].removeprefix("::ffff:") != "127.0.0.1"}
+
+
 def test_what_no_machine_can_hold_is_refused_instead_of_waited_for(session):
     with pytest.raises(UserError, match=r"1 CPUs and 3 GPUs; this cluster has 6 CPUs and 2 GPUs"):
         next(session.map(busy, [0], num_gpus=3))
     with pytest.raises(UserError, match=r"99 CPUs"):
         next(session.map(busy, [0], num_cpus=99))
+
+
+def meets(item):
+    """A unit that says in which process it is, and goes on once so many processes have begun."""
+    folder, count, number = item
+    Path(folder, str(os.getpid())).touch()
+    until(lambda: len(os.listdir(folder)) >= count, "the others begin", 120)
+    match number:
+        case "refused":
+            raise UserError("seven", where="here", hint="use eight")
+        case "stays":
+            time.sleep(600)
+    return number
+
+
+def end(folder):
+    """Whether all processes of a map do."""
+    pids = os.listdir(folder)
+    return bool(until(lambda: not any(Path("/proc", pid).exists() for pid in pids), "workers end", 60))
+
+
+def test_units_with_gpus_are_pulled_by_workers_that_are_asked_for_at_once_and_stay(session, tmp_path):
+    """Two units a GPU: four processes, which wait for each other at first, do all; each loads what it needs once."""
+    results = session.map(meets, [(str(tmp_path), 4, number) for number in range(12)], num_gpus=0.5)
+    assert sorted(results) == [(number, number) for number in range(12)]
+    assert len(os.listdir(tmp_path)) == 4 and end(tmp_path)
+
+
+def test_workers_with_gpus_end_when_the_caller_stops_or_a_unit_is_refused(session, tmp_path):
+    left, refused = tmp_path / "left", tmp_path / "refused"
+    left.mkdir(), refused.mkdir()
+    results = session.map(meets, [(str(left), 2, "done"), *[(str(left), 2, "stays")] * 4], num_gpus=1)
+    assert next(results) == (0, "done")
+    results.close()
+    assert end(left)
+    with pytest.raises(UserError) as error:
+        list(session.map(meets, [(str(refused), 2, "stays"), (str(refused), 2, "refused")], num_gpus=1))
+    assert (error.value.what, error.value.where, error.value.hint) == ("seven", "here", "use eight")
+    assert end(refused)
+
+
+def dies(item):
+    """A unit whose process is killed in the first `times` calls."""
+    folder, number, times = item
+    calls = Path(folder, str(number))
+    calls.mkdir(exist_ok=True)
+    (calls / str(os.getpid())).touch()
+    if len(os.listdir(calls)) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_unit_whose_worker_is_lost_is_done_by_another_and_given_up_at_last(session, tmp_path):
+    items = [(str(tmp_path), number, 2 if number == 3 else 0) for number in range(8)]
+    assert sorted(session.map(dies, items, num_gpus=1)) == [(number, number) for number in range(8)]
+    calls = {path.name: os.listdir(path) for path in tmp_path.iterdir()}
+    assert {name: len(pids) for name, pids in calls.items()} == {str(n): 3 if n == 3 else 1 for n in range(8)}
+    assert len({pid for pids in calls.values() for pid in pids}) <= 4, "two workers, and two for those lost"
+    with pytest.raises(UserError, match="the worker of a unit died 2 times"):
+        list(session.map(dies, [(str(tmp_path), 9, 9)], num_gpus=1, max_retries=1))
+    assert len(os.listdir(tmp_path / "9")) == 2
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
@@ -70,15 +148,16 @@ def test_units_and_trainings_take_the_gpus_of_the_recipe(session, tmp_path, monk
     }  # fmt: skip
     values = tiny.recipe_values(tmp_path, "none", {"m": model})
     recipe = Recipe.model_validate(values | {"cluster": {"gpus_per_task": gpus}})
-    asked = {}
 
-    class Spy:
-        def map(self, function, items, **options):
-            asked.update(options)
-            return iter(())
+    def seen(recipe, work):
+        return Done(os.environ.get("CUDA_VISIBLE_DEVICES"), 0.0, [])  # type: ignore[arg-type]
 
-    assert list(pool.compute_all(Spy(), recipe, [])) == []
-    assert asked == {"num_cpus": 1, "num_gpus": gpus}
+    monkeypatch.setattr(pool, "compute", seen)
+    for teacher in (None, Job("f", "t", 0)):
+        work = [Work(teacher, 0, view, {}) for view in range(3)]
+        told = [done.answers for _, done in pool.compute_all(session, recipe, work)]
+        assert len(told) == 3
+        assert set(told) <= {"0", "1"} if gpus and teacher else set(told) == {""}, "features take none"
 
     class Seen(pool.TrainWorker):
         def run(self, recipe, job):
@@ -160,6 +239,7 @@ os.chdir(sys.argv[1])
 with Session(cpus=2):
     import ray
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes 127.0.0.1 for the machine's own address
     done = subprocess.run([sys.executable, "-c", sys.argv[3], sys.argv[4]], cwd=sys.argv[2])
 sys.exit(done.returncode)
 """

@@ -117,8 +117,11 @@ class Hosts:
             _ip("-n", space, "link", "set", device, "up")
         _ip("-n", space, "route", "add", "default", "via", f"{self.net}.254")
 
-    def start(self, *names: str, seconds: float = 180, without: Path | None = None) -> None:
-        """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty."""
+    def start(self, *names: str, seconds: float = 180, without: Path | None = None, gpus: int = 0) -> None:
+        """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty.
+
+        `gpus` are such that Ray counts and nobody looks at.
+        """
         for name in names:
             self.add(name)
             command = [
@@ -129,6 +132,7 @@ class Hosts:
                 self.head,
                 "1",
                 self.address(name),
+                str(gpus),
             ]
             if without is not None:
                 hide = f"mount -t tmpfs none {shlex.quote(str(without))} && exec {shlex.join(command)}"

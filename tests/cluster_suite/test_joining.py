@@ -139,9 +139,9 @@ except UserError as error:
 """
 
 
-def refused(address: str, token: str = "") -> tuple[str, float]:
+def refused(address: str, token: str = "", **variables: str) -> tuple[str, float]:
     """What a driver of its own is told, and after how many seconds."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | ENV
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | ENV | variables
     env["HOME"] = "/nonexistent"  # no token of Ray's own
     began = time.monotonic()
     done = subprocess.run(
@@ -166,6 +166,20 @@ def test_a_cluster_that_is_not_there_or_wants_another_token_is_refused_in_words(
     assert "token cannot be read" in said and str(tmp_path / "nothing") in said
     assert "no address of a cluster" in refused("here", token)[0]
     assert "joined" in refused(address, token)[0]
+
+
+def test_the_token_comes_from_the_environment_alone_and_a_file_that_is_named_goes_before_it(
+    cluster, tmp_path
+):
+    address, token = cluster
+    secret = Path(token).read_text()
+    assert "joined" in refused(address, RAY_AUTH_TOKEN_PATH=token)[0]
+    assert "joined" in refused(address, RAY_AUTH_TOKEN=secret)[0]
+    assert "joined" in refused(address, token, RAY_AUTH_TOKEN=secrets.token_hex(32))[0]
+    said, _ = refused(address, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    assert "did not accept the token" in said
+    said, _ = refused(address, RAY_AUTH_TOKEN_PATH=str(tmp_path / "nothing"))
+    assert "token cannot be read" in said and str(tmp_path / "nothing") in said
 
 
 PRETEND = """
@@ -249,7 +263,8 @@ def test_a_sweep_keeps_to_what_it_may_use_and_to_machines_that_share(cluster, tm
 
 def test_a_port_in_use_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr("cluster.node.TRIES", 0)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "RAY_USAGE_STATS_ENABLED"):
+    auth = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
+    for name in (*auth, "RAY_TMPDIR", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.setenv(name, "")  # a node sets them for good
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
