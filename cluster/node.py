@@ -102,14 +102,15 @@ class Node:
         self._start()
         return True
 
-    def wait_for(self, nodes: int, patience: float) -> None:
-        """Return once `nodes` machines have joined (asked on the head).
+    def wait_for(self, nodes: int, patience: float, ask: Callable[[], None] = lambda: None) -> None:
+        """Return once `nodes` machines have joined (asked on the head); `ask` may end the waiting by an exception.
 
         Raises:
             UserError: They did not within `patience` seconds, or Ray ended here.
         """
 
         def look() -> None:
+            ask()
             if self.alive():
                 return
             port, host = self.address.rpartition(":")[2], os.uname().nodename

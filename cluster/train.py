@@ -13,16 +13,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.place import Home, bind_gloo
-from cluster.room import Room, leaving
+from cluster.room import leaving
+from cluster.session import PATIENCE, Session
 from ser.checkpoint import committed, write_json
 from ser.job import Job, directory, train_config
 from ser.recipe import Recipe
-from ser.stopping import WITHIN, StopFlag, Stopped, saving
+from ser.stopping import WITHIN, StopFlag, Stopped
 from shards import atomic
 from shards.atomic import raise_where_full, refuse_where_full
 from shards.errors import UserError
@@ -32,45 +32,112 @@ MOST_IN_VAIN = 3
 STOP, STOPPED, STEPS, STARTS, LAST, LEAVE = "stop", "stopped", "steps", "starts", "last", "leave-"
 
 
-def train_many(
-    recipe: Recipe,
-    job: Job,
-    *,
-    home: Home | None = None,
-    progress: Callable[[Job, int, int], None] | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Path:
-    """Train one job on `train.workers` Ray Train workers.
+class Training:
+    """One job on `train.workers` Ray Train workers, which begin when it is made.
+
+    Ray waits for all of them in a thread: there it leaves Ctrl-C to us (its own handler ends the process with code 0), and
+    whoever asks `over` again and again looks at what the training writes. Its workers come all at once or not at all, so of
+    two that wait for each other's room one goes on.
 
     Args:
+        session: Whose cluster they are on.
         recipe: The resolved recipe.
         job: Which training.
-        home: Where the workers work; default this process's folder.
-        progress: Told (job, steps done, steps in all) now and then.
-        say: Told what is waited for.
-
-    Returns:
-        The training's directory.
 
     Raises:
-        UserError: As the training raised it; workers that are lost again and again without a checkpoint between; a
-            machine that does not share the folders; or a cluster that cannot hold them.
-        Stopped: A signal asked this process to stop, and the training has saved where it was; or the cluster cannot hold
-            the workers any more, for as long as `cluster.wait`.
+        UserError: The cluster cannot hold the workers, nor does it within `cluster.wait`.
     """
+
+    def __init__(self, session: Session, recipe: Recipe, job: Job):
+        want, self.job, self.say = recipe.cluster, job, session.say
+        self.workers = train_config(recipe, job).workers
+        self.room = session.room(want.cpus_per_task, want.gpus_per_task, self.workers)
+        self.room.enough()
+        self.asked: float | None = None
+        self.storage = forget(recipe, job)  # of a killed call
+        self.storage.mkdir(parents=True)
+        self._failures: list[BaseException] = []
+        trainer = _trainer(recipe, job, self.workers, session.home, self.storage)
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def _fit(self, trainer: Any) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self._failures.append(error)
+
+    def wait(self, seconds: float) -> None:
+        """Return when Ray is done with it, or after so many seconds."""
+        self._thread.join(seconds)
+
+    def steps(self) -> tuple[int, int] | None:
+        """(steps done, steps in all), once a worker has told."""
+        with contextlib.suppress(OSError, ValueError):
+            done, total = (self.storage / STEPS).read_text().split()
+            return int(done), int(total)
+        return None
+
+    def ask(self) -> None:
+        """Ask it to save at the next step boundary and end; asked again, nothing changes."""
+        if self.asked is None:
+            self.asked = time.monotonic()
+            (self.storage / STOP).touch()
+
+    def over(self) -> bool:
+        """Whether it has come to its end.
+
+        Raises:
+            UserError: As the training raised it; workers that are lost again and again without a checkpoint between; or a
+                machine that does not share the folders.
+            Stopped: It was asked to, and has saved where it was, or did not within `WITHIN` seconds; or machines were lost
+                and none took their place, for which Ray would wait for ever.
+            FullDisk: Nothing more can be written.
+        """
+        if self._thread.is_alive():
+            self._look()
+            return False
+        for refusal in _refusals(self.storage):
+            raise UserError(**json.loads(refusal.read_text()))
+        failure = self._failures[0] if self._failures else None
+        if mistake := _mistake(failure):
+            raise mistake
+        if isinstance(failure, Exception):
+            raise_where_full(failure, self.storage)  # then no worker could write down why
+        if failure is not None:
+            raise failure
+        if (self.storage / STOPPED).is_file():
+            raise Stopped((self.storage / STOPPED).read_text())
+        return True
+
+    def _look(self) -> None:
+        # where no worker can write down why it ends, Ray would start them again for ever
+        refuse_where_full(self.storage)
+        self.room.enough()
+        begun = (self.storage / STARTS).is_file()
+        self.room.begun(begun)
+        for node in leaving():
+            if not (notice := self.storage / f"{LEAVE}{node}").exists():
+                notice.touch()
+                self.say(
+                    "a machine is given up by its cluster: what trains there saves and goes on elsewhere"
+                )
+        if self.asked is not None and (not begun or time.monotonic() - self.asked > WITHIN):
+            raise Stopped("stopped on request, at the last checkpoint; run the same command to go on")
+
+    def close(self) -> None:
+        """Remove what lies beside the training's directory; workers that have not ended find nothing to go on with."""
+        shutil.rmtree(self.storage, ignore_errors=True)
+
+
+def _trainer(recipe: Recipe, job: Job, workers: int, home: Home, storage: Path) -> Any:
+    """Ray's trainer of one job."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    config, folder = train_config(recipe, job), directory(recipe, job).resolve()
     want = recipe.cluster
-    patience = want.wait if want.address is not None else 0.0
-    room = Room(want.cpus_per_task, want.gpus_per_task, config.workers, patience=patience, say=say)
-    room.enough()
-    home = home or Home(os.getcwd())
-    storage = forget(recipe, job)  # of a killed call
-    storage.mkdir(parents=True)
     gpu = want.gpus_per_task > 0
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _loop,
         train_loop_config={
             "recipe": recipe.model_dump_json(),
@@ -80,7 +147,7 @@ def train_many(
         },
         torch_config=_on_its_network(home)(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            num_workers=workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": want.cpus_per_task, **({"GPU": want.gpus_per_task} if gpu else {})},
         ),
@@ -90,68 +157,6 @@ def train_many(
             failure_config=FailureConfig(max_failures=-1),  # `_note_start` counts those that lead nowhere
         ),
     )
-    try:
-        with saving((storage / STOP).touch):
-            tell = partial(progress, job) if progress else lambda done, total: None
-            failure = _fit(trainer, storage, tell, room, say)
-            for refusal in _refusals(storage):
-                raise UserError(**json.loads(refusal.read_text()))
-            if mistake := _mistake(failure):
-                raise mistake
-            if isinstance(failure, Exception):
-                raise_where_full(failure, storage)  # then no worker could write down why
-            if failure is not None:
-                raise failure
-            if (storage / STOPPED).is_file():
-                raise Stopped((storage / STOPPED).read_text())
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    return folder
-
-
-def _fit(
-    trainer: Any, storage: Path, tell: Callable[[int, int], object], room: Room, say: Callable[[str], None]
-) -> BaseException | None:
-    """Train; returns what went wrong.
-
-    In a thread: there Ray leaves Ctrl-C to us (its own handler ends the process with code 0), and this one can look at
-    what the training writes.
-
-    Raises:
-        Stopped: It was asked to save and did not within `WITHIN` seconds; or machines were lost and none took their place,
-            for which Ray would wait for ever.
-        FullDisk: Nothing more can be written.
-    """
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    asked = None
-    while thread.is_alive():
-        thread.join(0.5)
-        refuse_where_full(
-            storage
-        )  # where no worker can write down why it ends, Ray would start them again for ever
-        room.enough()
-        room.begun((storage / STARTS).is_file())
-        for node in leaving():
-            if not (notice := storage / f"{LEAVE}{node}").exists():
-                notice.touch()
-                say("a machine is given up by its cluster: what trains there saves and goes on elsewhere")
-        with contextlib.suppress(OSError, ValueError):
-            done, total = (storage / STEPS).read_text().split()
-            tell(int(done), int(total))
-        if (storage / STOP).exists():
-            asked = asked or time.monotonic()
-            if time.monotonic() - asked > WITHIN:
-                raise Stopped("stopped on request, at the last checkpoint; run the same command to go on")
-    return failures[0] if failures else None
 
 
 def _mistake(failure: BaseException | None) -> UserError | None:
@@ -197,7 +202,6 @@ def _loop(config: dict[str, Any]) -> None:
     """What every worker runs; Ray Train has set RANK, WORLD_SIZE and the process group."""
     import ray.train
 
-    from cluster.session import PATIENCE
     from ser.train import train
 
     storage = Path(config["storage"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch.display import Display
+from launch.planned import beside_table
 from ser import throughput
 from ser.activations import activations
 from ser.amounts import MEAN_SECONDS, Amount, of_dataset, stated, steps
@@ -100,6 +101,8 @@ def show(recipe: Recipe, asked: Asked, display: Display) -> Plan:
         return made
     disk_table(recipe, made, display)
     time_table(made, asked, display)
+    if made.amount.counted:
+        beside_table(open_setting(recipe), made.waves, made.steps, display)
     return made
 
 

@@ -4,7 +4,7 @@
     folder: /shared/me/ser          # jobs start here; every node has it
     python: /shared/me/venv/bin/python
     setup: [module load cuda]
-    environment: {HF_HOME: /shared/hf, HF_HUB_OFFLINE: "1"}
+    environment: {HF_HOME: /shared/hf}
     nodes: 2
     gpus: 4                         # a node
     time: "08:00:00"
@@ -123,7 +123,7 @@ class Kubernetes(Strict):
     Attributes:
         image: Holds this package and its environment.
         volumes: Shared folders: one of them holds the profile's `folder`.
-        token_secret: Kubernetes secret with the key `auth_token`; None lets the operator make one (KubeRay 1.5.1 on).
+        token_secret: Kubernetes secret with the key `auth_token` (KubeRay 1.6 on); None lets the operator make one (1.5.1 on).
         secrets: Kubernetes secrets whose keys become environment variables (an object store's credentials).
         ray_version: Of the image; default the version installed here.
         queue: Of Kueue, where the cluster has it.
@@ -177,7 +177,7 @@ class Profile(Strict):
         folder: Where jobs start, on every node; default the folder in which the command is given.
         python: Interpreter there; default this one.
         setup: Shell lines before anything else.
-        environment: Variables of every process; no secrets.
+        environment: Variables of every process; no secrets. Jobs elsewhere have HF_HUB_OFFLINE=1 unless this says otherwise.
         nodes: Machines a job is given.
         cpus: CPUs of each; None leaves it to the site.
         gpus: GPUs of each.
@@ -200,6 +200,17 @@ class Profile(Strict):
     ray: RayJobs = RayJobs()
     kubernetes: Kubernetes = Kubernetes()
     sky: Sky = Sky()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What every process of a job finds in its environment."""
+        offline = {} if self.to == "local" else {"HF_HUB_OFFLINE": "1"}
+        return offline | self.environment
+
+    @property
+    def offline(self) -> bool:
+        """Whether jobs ask no hub."""
+        return self.variables.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
     @field_validator("environment")
     @classmethod

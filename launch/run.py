@@ -280,15 +280,10 @@ def _train(runner: Runner, setting: Setting, every: list[Job], title: str) -> No
                     recipe, single, most, progress.steps, session.home, runner.display.say
                 ):
                     progress.finished(trained.job)
-            for job in due:
-                if job not in single:
-                    from cluster.train import train_many
+            if several := [job for job in due if job not in single]:
+                from cluster.groups import train_groups
 
-                    session, want = runner.session(), recipe.cluster
-                    workers = train_config(recipe, job).workers
-                    session.room(want.cpus_per_task, want.gpus_per_task, workers).wait()
-                    say = runner.display.say
-                    train_many(recipe, job, home=session.home, progress=progress.steps, say=say)
+                for job in train_groups(runner.session(), recipe, several, progress.steps):
                     progress.finished(job)
     runner.record(title, len(due), kept, began, note)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.here import Here
 from launch.display import Display
+from launch.profile import SECRET
 from ser.recipe import Recipe
 from shards.errors import UserError
 from shards.mirror import Mirror
@@ -83,6 +84,8 @@ def session_of(recipe: Recipe, say: Callable[[str], None]) -> Any:
     shared += [Path(data.path(""))] if data.is_local else []
     # Workers see the folder that this process works in, whatever their own environment says.
     env = {"SER_SCRATCH": str(recipe.directory.parent)} if recipe.is_remote else {}
+    if want.address is not None:  # others' machines: where hub models lie, and whether the hub may be asked
+        env |= {k: v for k, v in os.environ.items() if k.startswith("HF_") and not SECRET.search(k)}
     options = {"token_file": want.token_file, "shared": shared, "wait": want.wait, "env": env}
     return Session(want.address, want.cpus, say=say, **options)
 

@@ -4,18 +4,22 @@
     srun ... python -m launch.slurm_task ranks HOME OUTCOME RECIPE MODEL FOLD SEED
 
 The tasks find each other by a file in the submission's folder, which every machine has: no host name must resolve, no port
-is fixed. The first task writes it, and removes it when the command has ended; then the others end.
+is fixed. The first task writes it, and removes it when the command has ended; then the others end. One whose Ray cannot start
+writes why beside it, and the first, if it still waits for the others, ends the job with these words.
 
 Guarantees: SIGTERM, SIGUSR1 and the batch script's file `.stop` make the command save and stop; its exit code is the job
 step's. A file, because srun's signals reach every process of a step at some sites, Ray's own among them.
 Gives up: after the first machine is lost the job ends; Slurm's --requeue starts it again, and it goes on.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +44,7 @@ def main(arguments: list[str]) -> int:
         if kind == "ray":
             if rank == 0:
                 return _head(meeting, Path(outcome), rest, tasks, asked)
-            return _worker(meeting, asked)
+            return _worker(meeting, _failure(meeting, rank), asked)
         return _rank(meeting, Path(outcome), rest, rank, tasks)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -55,7 +59,7 @@ def _head(meeting: Path, outcome: Path, command: list[str], nodes: int, asked: l
         node.wait_for(1, PATIENCE)
         atomic.write(meeting, json.dumps({"head": node.address}))
         try:
-            node.wait_for(nodes, PATIENCE)
+            node.wait_for(nodes, PATIENCE, partial(_refuse_failed, meeting, nodes))
             if asked:
                 return EXIT_CODE
             print(f"Ray on {nodes} machines, head {node.address}", flush=True)
@@ -63,18 +67,51 @@ def _head(meeting: Path, outcome: Path, command: list[str], nodes: int, asked: l
             return supervise(command, outcome, env, stops=_stops(meeting))
         finally:
             meeting.unlink(missing_ok=True)
+            for rank in range(1, nodes):
+                _failure(meeting, rank).unlink(missing_ok=True)
 
 
-def _worker(meeting: Path, asked: list[int]) -> int:
-    from cluster.node import Node
+def _failure(meeting: Path, rank: int) -> Path:
+    """Where a task writes why Ray does not run on its machine."""
+    return meeting.with_suffix(f".failed-{rank}")
 
+
+def _refuse_failed(meeting: Path, nodes: int) -> None:
+    """Raises a UserError with the words of a machine on which Ray does not run."""
+    for rank in range(1, nodes):
+        with contextlib.suppress(FileNotFoundError):
+            said = json.loads(_failure(meeting, rank).read_text())
+            raise UserError(
+                f"Ray did not start on a machine of this job: {said['words']}",
+                where=said["host"],
+                hint="every machine needs the environment of the first: the same Python, Ray and folders",
+            )
+
+
+def _worker(meeting: Path, failure: Path, asked: list[int]) -> int:
     found = _await(meeting, asked)
     if found is None:
         return EXIT_CODE
+
+    def tell(words: str) -> None:
+        atomic.write(failure, json.dumps({"host": os.uname().nodename, "words": words}))
+
+    try:
+        return _member(meeting, found["head"], tell)
+    except Exception as error:
+        tell(str(error))
+        raise
+
+
+def _member(meeting: Path, head: str, tell: Callable[[str], None]) -> int:
+    """Be one of the head's machines until the command has ended; `tell` is told why Ray ended here before."""
+    from cluster.node import Node
+
     cpus, gpus = _given()
-    with Node(meeting.with_suffix(".token"), found["head"], cpus, gpus) as node:
+    with Node(meeting.with_suffix(".token"), head, cpus, gpus) as node:
         while meeting.exists():  # a signal is the head's business: it saves, then ends
             if not node.alive():
+                tell(node.last_words())
                 print(f"Ray ended on {os.uname().nodename}: {node.last_words()}", file=sys.stderr, flush=True)
                 break  # the others go on without this machine
             time.sleep(PAUSE)

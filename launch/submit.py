@@ -24,7 +24,8 @@ from launch import record as records
 from launch.fold import names as fold_names
 from launch.profile import Profile
 from launch.record import Job, Live, Record
-from ser.recipe import Recipe
+from ser import hubs
+from ser.recipe import Recipe, refuse_remote
 from shards import atomic
 from shards.errors import UserError
 from shards.lock import hold
@@ -48,7 +49,8 @@ def make_job(
         only: "MODEL FOLD SEED" of one training, where it is started without Ray.
 
     Raises:
-        UserError: Arrays or a training alone where there are none.
+        UserError: Arrays or a training alone where there are none; or what the job would refuse itself, once it holds its
+            machines.
     """
     folder, run = profile.folder or os.getcwd(), _run(recipe, profile)
     here = profile.to in ("local", "slurm")  # the same folders as on this machine
@@ -65,6 +67,21 @@ def make_job(
             where="slurm.start",
             hint="set slurm.start: srun in the profile",
         )
+    if folds or only:
+        what = (
+            "single folds share a run directory"
+            if folds
+            else "a training by itself copies nothing to an object store"
+        )
+        refuse_remote(recipe, what)
+    if recipe.is_remote and profile.nodes > 1 and not profile.environment.get("SER_SCRATCH"):
+        raise UserError(
+            f"{profile.nodes} machines work on this run in one folder, of which nobody says that they share it",
+            where=f"run_dir={recipe.run_dir}",
+            hint="environment: {SER_SCRATCH: FOLDER} in the profile, a folder that all of them have; or nodes: 1",
+        )
+    if profile.offline:
+        hubs.refuse_unpinned(recipe, "the job runs with HF_HUB_OFFLINE=1")
     arguments = ("run", "{recipe}", "--until", until)
     if profile.to not in ("local",):
         # its own cluster, with a token of its own, whichever the recipe names

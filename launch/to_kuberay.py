@@ -96,7 +96,7 @@ def _pod(job: Job, profile: Profile, head: bool) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "ray-head" if head else "ray-worker",
         "image": site.image,
-        "env": [{"name": name, "value": value} for name, value in profile.environment.items()],
+        "env": [{"name": name, "value": value} for name, value in profile.variables.items()],
         "resources": {"limits": have, "requests": dict(have)},
         "volumeMounts": mounts,
     }

@@ -20,7 +20,7 @@ PATIENCE = 60.0  # seconds in which a job saves and ends before it is killed
 def render(job: Job, profile: Profile) -> str:
     """The shell script that is started."""
     lines = ["#!/bin/bash", "set -eu", f"cd {shlex.quote(job.folder)}"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.variables.items()]
     lines += profile.setup
     outcome = shlex.quote(str(job.home / "outcome.json"))
     lines += [

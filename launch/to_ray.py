@@ -36,7 +36,7 @@ def request(job: Job, profile: Profile) -> dict[str, Any]:
     start = f"exec {shlex.quote(job.python)} -m launch.supervise {shlex.quote(job.outcome)} {' '.join(words)}"
     # The recipe's own variables may differ from the job's; those of the workers win.
     env = {
-        **profile.environment,
+        **profile.variables,
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
         "RAY_JOB_STOP_WAIT_TIME_S": str(PATIENCE),
     }

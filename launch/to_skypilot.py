@@ -58,7 +58,7 @@ def task(job: Job, profile: Profile) -> dict[str, Any]:
         "name": job.name,
         "num_nodes": profile.nodes,
         "resources": {key: value for key, value in resources.items() if value is not None},
-        "envs": dict(profile.environment),
+        "envs": dict(profile.variables),
         "secrets": {"RAY_AUTH_TOKEN": None},
         "file_mounts": {RECIPE: str(job.recipe)},
         "setup": "\n".join(site.install),

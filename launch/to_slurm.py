@@ -41,7 +41,7 @@ def script(job: Job, profile: Profile, part: str) -> str:
     """One batch script."""
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options(job, profile, part)), ""]
     lines += [f"cd {shlex.quote(job.folder)} || exit 2", f"home={shlex.quote(str(job.home))}"]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in profile.variables.items()]
     if part == "folds":
         lines += [f"folds=({shlex.join(job.folds)})", 'fold="${folds[$SLURM_ARRAY_TASK_ID]}"']
     return "\n".join([*lines, _ASKED, *profile.setup, "", *_step(job, profile, part)]) + _WAIT.format(

@@ -7,6 +7,7 @@ number by number; time is work over measured or stated speed.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import product
 from typing import Any
 
@@ -269,14 +270,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Time:
-    """GPU-seconds of one model over all folds and seeds; None where a speed is not known."""
+    """GPU-seconds of one model over all folds and seeds; None where a speed is not known.
+
+    `each` holds (workers, seconds from start to end) of every training.
+    """
 
     name: str
     trainings: int
     steps: int
     train: float | None
     answers: float | None
-    longest: float | None
+    each: tuple[tuple[int, float], ...]
 
 
 def time(recipe: Recipe, amount: Amount, name: str, speed: Speed, steps: Mapping[Job, int]) -> Time:
@@ -289,7 +293,8 @@ def time(recipe: Recipe, amount: Amount, name: str, speed: Speed, steps: Mapping
     views = max(1, int(recipe.views.get("count", 0)))
     hears = not (entry.model.kind == "linguistic" or isinstance(entry.model, ProbeConfig))
     decode = 1 / speed.audio if speed.audio and hears else 0.0
-    train, longest, answers = 0.0, 0.0, 0.0
+    train, answers = 0.0, 0.0
+    each: list[tuple[int, float]] = []
     for job in every:
         part = amount.folds[job.fold]
         end = part.dev.seconds + part.test.seconds
@@ -305,15 +310,14 @@ def time(recipe: Recipe, amount: Amount, name: str, speed: Speed, steps: Mapping
                 else one + padded * decode
             )
             one += end * (1 / speed.answer + decode) if speed.answer else float("nan")
-            train, longest = train + one, max(longest, one / config.workers)
+            train += one
+            each.append((config.workers, one / config.workers))
     reads = any(name in other.target_sources or name in other.encoders for other in recipe.models.values())
     for part in amount.folds.values() if reads or entry.layers else ():
         seconds = part.train.seconds * (1 if entry.model.kind == "linguistic" else views) + part.dev.seconds
         answers += seconds * (1 / speed.answer + decode) if speed.answer else float("nan")
     whole = sum(steps.get(job, 0) for job in every)
-    return Time(
-        name, len(every) if entry.train else 0, whole, _known(train), _known(answers), _known(longest)
-    )
+    return Time(name, len(every) if entry.train else 0, whole, _known(train), _known(answers), tuple(each))
 
 
 def _known(seconds: float) -> float | None:
@@ -321,15 +325,33 @@ def _known(seconds: float) -> float | None:
 
 
 def wall(waves: Sequence[Sequence[Time]], gpus: int) -> float | None:
-    """Seconds from start to end on `gpus` GPUs: waves of models after one another, a wave no shorter than its longest training."""
+    """Seconds from start to end on `gpus` GPUs, in the order of `ser run`.
+
+    Wave by wave: trainings of one worker, then those of several, then targets, each when those before are done. A training that
+    asks for more GPUs than there are is counted as if it took all of them.
+    """
     total = 0.0
     for wave in waves:
         if any(one.train is None or one.answers is None for one in wave):
             return None
-        train = sum(one.train or 0.0 for one in wave)
-        total += max(train / gpus, max((one.longest or 0.0 for one in wave), default=0.0))
+        every = [(min(w, gpus), seconds * w / min(w, gpus)) for one in wave for w, seconds in one.each]
+        total += makespan([one for one in every if one[0] == 1], gpus)
+        total += makespan(sorted((one for one in every if one[0] > 1), key=lambda one: -one[0]), gpus)
         total += sum(one.answers or 0.0 for one in wave) / gpus
     return total
+
+
+def makespan(trainings: Sequence[tuple[int, float]], places: int) -> float:
+    """Seconds until all of (workers, seconds) are done, if each begins once all its workers find a place, the first that does first."""
+    waiting, running, now = list(trainings), [], 0.0
+    while waiting or running:
+        free = places - sum(workers for _, workers in running)
+        if (fits := next((one for one in waiting if one[0] <= free), None)) is not None:
+            waiting.remove(fits)
+            heappush(running, (now + fits[1], fits[0]))
+        else:
+            now, _ = heappop(running)
+    return now
 
 
 def with_stage(config: TrainConfig, stage: int, offload: str) -> TrainConfig:

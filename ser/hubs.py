@@ -124,20 +124,15 @@ def check(recipe: "Recipe") -> None:
         return
     from huggingface_hub import constants, try_to_load_from_cache
 
-    command = f"where there is internet, with the same HF_HOME ({constants.HF_HOME}): ser fetch {recipe.name}"
+    if constants.is_offline_mode():
+        refuse_unpinned(recipe, "HF_HUB_OFFLINE is set")
+    command = _command(recipe)
     known = {(one.name, one.revision): one for one in recipe.hub}
     for model, config in named:
         assert config.name is not None
         offline = constants.is_offline_mode() or config.local_files_only
         revision = config.revision or ""
         if not COMMIT.fullmatch(revision):
-            if constants.is_offline_mode():
-                raise UserError(
-                    f"HF_HUB_OFFLINE is set, and the hub model {config.name} has no commit"
-                    + (f" ({revision} may move)" if revision else ""),
-                    where=f"{recipe.name}: models.{model}: revision",
-                    hint=command,
-                )
             continue
         entry = known.get((config.name, revision))
         wanted = entry.files if entry else {"config.json": ""}
@@ -156,6 +151,29 @@ def check(recipe: "Recipe") -> None:
                     where=found,
                     hint=f"delete it, then {command}",
                 )
+
+
+def refuse_unpinned(recipe: "Recipe", why: str) -> None:
+    """Refuse hub models whose commit is not known, where no hub can be asked for it.
+
+    Raises:
+        UserError: Says `why`, and names the key and the command to run where there is internet.
+    """
+    for model, config in hub_models(recipe):
+        revision = config.revision or ""
+        if not COMMIT.fullmatch(revision):
+            raise UserError(
+                f"{why}, and the hub model {config.name} has no commit"
+                + (f" ({revision} may move)" if revision else ""),
+                where=f"{recipe.name}: models.{model}: revision",
+                hint=_command(recipe),
+            )
+
+
+def _command(recipe: "Recipe") -> str:
+    from huggingface_hub import constants
+
+    return f"where there is internet, with the same HF_HOME ({constants.HF_HOME}): ser fetch {recipe.name}"
 
 
 def fetch(

@@ -33,6 +33,13 @@ def pytest_report_header(config) -> str:
     )
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Figures of tests that passed (`record_property("figure", ...)`), on however many processes: pytest swallows what they print."""
+    passed = terminalreporter.stats.get("passed", ())
+    for line in (text for report in passed for name, text in report.user_properties if name == "figure"):
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def corpora() -> Path:
     root = corpora_root()

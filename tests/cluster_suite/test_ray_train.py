@@ -10,9 +10,9 @@ from threading import Thread
 import psutil
 import pytest
 
+from cluster.groups import train_groups
 from cluster.pool import MOST_DEATHS, TrainWorker, train_all
 from cluster.session import Session
-from cluster.train import train_many
 from ser.job import Job, directory
 from ser.recipe import Recipe
 from shards.errors import UserError
@@ -74,7 +74,7 @@ def test_ray_train_gives_the_weights_of_plain_processes_though_a_worker_is_kille
     folder = directory(recipe, job)
     killer = Thread(target=kill_one, args=("RayTrainWorker", folder / "events.jsonl", killed), daemon=True)
     killer.start()
-    assert train_many(recipe, job) == folder
+    assert list(train_groups(session, recipe, [job])) == [job]
     killer.join(timeout=5)
     assert killed, "no worker was killed"
     same_training(plain, folder)
@@ -85,17 +85,18 @@ def test_ray_train_goes_on_from_a_checkpoint_of_another_number_of_workers(sessio
     made = values(tmp_path / "made", tiny_dataset, zero_stage=2)
     job = (FOLD, "acoustic", 0)
     killed(made, job, Kill("ser.train:train_step", 7))
-    recipe = values(tmp_path / "ray", tiny_dataset, zero_stage=2)
+    recipe = Recipe.model_validate(values(tmp_path / "ray", tiny_dataset, zero_stage=2))
     shutil.copytree(tmp_path / "made", tmp_path / "ray")
     assert [p.name for p in (tmp_path / "ray").rglob("step-*")] == ["step-5"]
-    same_training(trained(made, job, 2), train_many(Recipe.model_validate(recipe), Job(*job)))
+    assert list(train_groups(session, recipe, [Job(*job)])) == [Job(*job)]
+    same_training(trained(made, job, 2), directory(recipe, Job(*job)))
 
 
 def test_a_mistake_comes_in_words_and_is_not_tried_again(session, tmp_path, tiny_dataset):
     recipe = values(tmp_path, tiny_dataset, init_from=str(tmp_path / "nothing"))
     began = time.monotonic()
     with pytest.raises(UserError, match=r"no model\.json") as error:
-        train_many(Recipe.model_validate(recipe), Job(FOLD, "acoustic", 0))
+        list(train_groups(session, Recipe.model_validate(recipe), [Job(FOLD, "acoustic", 0)]))
     assert error.value.where == str(tmp_path / "nothing")
     assert time.monotonic() - began < 300
 

@@ -1,5 +1,6 @@
 """`ser plan`: exact where it says so, and set beside what a run really took."""
 
+import json
 import time
 from pathlib import Path
 
@@ -7,14 +8,16 @@ import pytest
 
 import ser
 from launch.display import Display
+from launch.planned import beside, spent
 from launch.planning import Asked, make, show, stated_speeds
 from ser import throughput
 from ser.activations import activations, batch_of, saved_bytes
 from ser.amounts import FOLDS, stated
 from ser.capacity import GIB, Need, hollow, states
-from ser.estimate import RUNTIME, gpu_bytes, memory, mending
+from ser.estimate import RUNTIME, Time, gpu_bytes, makespan, memory, mending, wall
 from ser.job import jobs
 from ser.recipe import load
+from ser.setting import open_setting
 from ser.training import TrainConfig
 from shards.errors import UserError
 from tests import tiny
@@ -94,6 +97,42 @@ def test_unknown_gpus_and_speeds_are_refused(tmp_path):
         stated(recipe, 0.0)
 
 
+def test_hours_are_those_of_the_schedule():
+    """Trainings wait for all of their workers, and a stage for the one before."""
+    hour = 3600.0
+    fifteen = Time("teacher", 15, 0, 15 * 8 * hour, 0.0, ((8, hour),) * 15)
+    assert wall([[fifteen]], 64) == 2 * hour and wall([[fifteen]], 8) == wall([[fifteen]], 15) == 15 * hour
+    assert wall([[fifteen], [fifteen]], 64) == 4 * hour, "a wave waits for the one before"
+    small = Time("student", 3, 0, 3 * hour, 64 * hour, ((1, hour),) * 3)
+    assert wall([[small, fifteen]], 64) == (1 + 2 + 1) * hour, "one worker, several, targets"
+    assert makespan([(8, 2.0), (4, 3.0), (2, 1.0)], 12) == 3.0, (
+        "the small one follows the large one beside the middle one"
+    )
+    assert makespan([(4, 1.0), (4, 1.0), (2, 2.0)], 6) == 2.0
+    assert makespan([(4, 1.0), (4, 1.0), (2, 2.0)], 5) == 4.0 and makespan([], 4) == 0.0
+    too_wide = Time("wide", 1, 0, 16 * hour, 0.0, ((16, hour),))
+    assert wall([[too_wide]], 8) == 2 * hour
+    assert wall([[Time("unknown", 1, 0, None, 0.0, ((1, float("nan")),))]], 8) is None
+
+
+def test_the_plan_counts_workers_of_a_recipe(tmp_path, capsys):
+    hours = {}
+    for workers in (1, 4):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        recipe = recipe_of(folder, str(folder / "none"), workers=workers, slots=4)
+        asked = Asked(gpus_per_node=6, gpu="h100", hours=10, folds=3, speed=["100"])
+        made = show(recipe, asked, Display(quiet=True))
+        assert {w for wave in made.waves for one in wave for w, _ in one.each} == {workers}
+        hours[workers] = wall(made.waves, 6)
+        assert hours[workers] is not None
+    # two waves of 2 and 1 models in 3 folds, all equally long: six at once and three at once, or one at a time on four of six
+    train = sum(one.train or 0 for wave in made.waves for one in wave)
+    answers = sum(one.answers or 0 for wave in made.waves for one in wave) / 6
+    assert hours[4] - answers == pytest.approx(train / 4, rel=1e-6)
+    assert hours[1] - answers == pytest.approx(train / 9 * 2, rel=1e-6)
+
+
 def test_a_plan_without_data_needs_only_hours_and_speeds(tmp_path, capsys):
     recipe = recipe_of(tmp_path, str(tmp_path / "none"), workers=4, slots=4)
     show(recipe, Asked(gpus_per_node=2, gpu="h100"), Display())
@@ -150,7 +189,7 @@ def test_layers_keep_what_the_second_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_plan_beside_a_real_run(tmp_path):
+def test_the_plan_beside_a_real_run(tmp_path, capsys, record_property):
     """Disk within 10 %, states to the byte; the error of time is printed and never fails."""
     tiny.write_corpus(tmp_path)
     recipe = recipe_of(tmp_path, str(tmp_path / "dataset"), checkpoint_every=3)
@@ -183,13 +222,33 @@ def test_the_plan_beside_a_real_run(tmp_path):
         "targets": size(data, "targets/**/*.arrow"),
     }
     planned["targets"] = sum(value for name, value in planned.items() if name.startswith("targets"))
-    for what, value in real.items():
-        print(f"{what}: planned {planned[what]:,} bytes, stored {value:,} ({planned[what] / value - 1:+.1%})")
     seconds = sum((one.train or 0) + (one.answers or 0) for wave in made.waves for one in wave)
-    print(f"time: planned {seconds:.1f} s, took {took:.1f} s ({seconds / took - 1:+.1%})")
+    told = [
+        f"{what}: planned {planned[what]:,} bytes, stored {value:,} ({planned[what] / value - 1:+.1%})"
+        for what, value in real.items()
+    ] + [f"time: planned {seconds:.1f} s, took {took:.1f} s ({seconds / took - 1:+.1%})"]
+    for line in told:
+        record_property("figure", f"plan of a tiny run, {line}")
     assert planned["shards"] == real["shards"]
     for what in ("targets", "models", "checkpoints"):
         assert planned[what] == pytest.approx(real[what], rel=0.1), what
     assert len(made.steps) == sum(
         len(jobs(recipe, fold, name)) for fold in made.amount.folds for name in recipe.models
     )
+
+    found = {one.name: one for one in beside(open_setting(recipe), made.waves, made.steps)}
+    assert set(found) == set(recipe.models)
+    for one in found.values():
+        assert one.steps == (8, 8) and one.trainings == 1 and one.seconds[0] and 0 < one.seconds[1] < took
+    show(recipe, Asked(gpus_per_node=1), Display())
+    assert "Finished trainings beside this plan" in capsys.readouterr().out
+
+
+def test_what_a_training_spent_stands_in_its_events(tmp_path):
+    path = tmp_path / "events.jsonl"
+    assert spent(path) is None
+    lines = [{"kind": "train", "step": step, "time": 100.0 + 2 * step} for step in (4, 9)]
+    path.write_text("\n".join(map(json.dumps, lines[:1])) + "\n")
+    assert spent(path) is None, "one moment is no time"
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "tr')
+    assert spent(path) == (10, 20.0)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 
-from launch import parcel, profile, to_kuberay, to_ray, to_skypilot, to_slurm
+from launch import parcel, profile, to_ray, to_skypilot, to_slurm
 from launch.profile import Profile
 from launch.record import Job
 from launch.submit import make_job
@@ -156,45 +156,6 @@ def test_a_training_without_ray_has_a_task_a_gpu():
     text = to_slurm.render(job(training=("m", "f", "0")), site("slurm", nodes=2, cpus=16, gpus=4))
     assert "#SBATCH --ntasks-per-node=4" in text and "#SBATCH --cpus-per-task=4" in text
     assert "launch.slurm_task ranks" in text and text.count("recipe.yaml m f 0") == 1
-
-
-K8S = {
-    "folder": "/shared", "nodes": 3, "cpus": 8, "gpus": 4, "memory": "64G", "environment": {"HF_HUB_OFFLINE": "1"},
-    "kubernetes": {
-        "namespace": "speech", "image": "example/ser:1", "volumes": [{"claim": "runs", "path": "/shared"}], "queue": "gpus",
-        "tolerations": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}], "secrets": ["s3"], "ray_version": "2.60.0",
-    },
-}  # fmt: skip
-
-
-def test_a_rayjob_is_what_the_golden_file_says():
-    """The golden file was held against the published schema of ray.io/v1 RayJob, unknown fields refused."""
-    golden = ROOT / "tests/data/rayjob.yaml"
-    text = to_kuberay.render(job(), site("kuberay", **K8S))
-    if os.environ.get("SER_WRITE_GOLDEN"):
-        golden.write_text(text)
-    assert text == golden.read_text()
-    made = yaml.safe_load_all(text)
-    recipe, ray_job = made
-    assert (recipe["kind"], ray_job["kind"], ray_job["apiVersion"]) == ("ConfigMap", "RayJob", "ray.io/v1")
-    assert len(ray_job["metadata"]["name"]) <= 47
-    spec = ray_job["spec"]["rayClusterSpec"]
-    assert spec["authOptions"] == {"mode": "token"} and spec["workerGroupSpecs"][0]["replicas"] == 2
-    for pod in (spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]):
-        (container,) = pod["spec"]["containers"]
-        assert container["resources"]["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": 4}
-        assert {m["name"] for m in container["volumeMounts"]} <= {v["name"] for v in pod["spec"]["volumes"]}
-        assert pod["spec"]["tolerations"] and container["envFrom"] == [{"secretRef": {"name": "s3"}}]
-
-
-def test_pods_without_a_place_for_the_run_are_refused():
-    with pytest.raises(UserError, match="no volume holds it"):
-        to_kuberay.render(job(there="/elsewhere/run"), site("kuberay", **K8S))
-    with pytest.raises(UserError, match="pods of which image"):
-        to_kuberay.render(job(), site("kuberay", folder="/shared"))
-    away = job(there="s3://bucket/run")
-    text = to_kuberay.render(away, site("kuberay", **K8S))
-    assert "/tmp/ser-" in text and "s3:" not in text, "what became of it is not a file in the bucket"
 
 
 def test_a_sky_task_is_what_the_golden_file_says():
