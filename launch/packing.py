@@ -12,6 +12,7 @@ from launch.runner import Runner
 from launch.tally import Tally
 from ser.data import CorpusConfig, DataConfig
 from ser.job import digest
+from ser.protocol import load_protocol
 from shards import manifest, origin
 from shards.dataset import Dataset
 from shards.errors import UserError
@@ -39,12 +40,14 @@ def pack_stage(runner: Runner) -> None:
     known = origin.Known.load(store) if there else origin.Known()
     _refuse_other_options(known, data)
     due = [c for c in data.corpora if not (there and known.still(name_of(c), c.root))]
+    names = [name_of(corpus) for corpus in data.corpora]
     if not due:
+        _warn_of_others(runner, known.only(names))
         runner.record("pack", 0, 1, began)
         return
     _generate(runner, due)
     given = [_read(corpus, name_of(corpus) in known.corpora) for corpus in due]
-    lacking = origin.lacking(store, there, known, given) if there else []
+    lacking = origin.lacking(store, there, known.only(names), given) if there else []
     made, note = 0, f"{len(lacking):,} utterances added" if lacking else ""
     # Where another command packed, pack itself says whether that was the same.
     if lacking or not known.options:
@@ -55,6 +58,7 @@ def pack_stage(runner: Runner) -> None:
     known.options = options(data)
     known.corpora |= {one.name: one.look for one in given}
     known.save(store)
+    _warn_of_others(runner, known.only(names))
     runner.record("pack", made, 0 if made else 1, began, note)
 
 
@@ -66,6 +70,18 @@ def name_of(corpus: CorpusConfig) -> str:
 def options(data: DataConfig) -> dict[str, float]:
     """What shards depend on besides the corpora."""
     return {"shard_seconds": data.shard_seconds, "max_seconds": data.max_seconds}
+
+
+def _warn_of_others(runner: Runner, known: origin.Known) -> None:
+    """Say so where the dataset holds more than the recipe's corpora gave, and nothing chooses among it."""
+    recipe = runner.recipe
+    held = manifest.require(Store(recipe.data.path))["utterances"]
+    more = held - len({key for look in known.corpora.values() for key in look.tastes})
+    if more > 0 and not load_protocol(recipe.protocol).corpora:
+        runner.display.warn(
+            f"{recipe.data.path} holds {more:,} utterances that no corpus of this recipe gave, and they take part: "
+            "name those that should in protocol.corpora, or pack into another folder (data.path=FOLDER)"
+        )
 
 
 def _refuse_other_options(known: origin.Known, data: DataConfig) -> None:

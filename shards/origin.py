@@ -67,6 +67,10 @@ class Known:
         """One file put whole."""
         store.put(NAME, canonical(asdict(self)))
 
+    def only(self, names: Iterable[str]) -> "Known":
+        """What is known of these corpora."""
+        return Known(self.options, {name: self.corpora[name] for name in names if name in self.corpora})
+
     def still(self, name: str, root: str) -> bool:
         """Whether a corpus looks as it did, as far as that is seen without opening a file; or is not there any more."""
         look = self.corpora.get(name)
@@ -205,7 +209,7 @@ def lacking(store: Store, meta: Mapping[str, Any], known: Known, given: Sequence
     """What corpora give and a dataset does not hold yet.
 
     Args:
-        known: How they looked when they were packed.
+        known: How they and those that are not given looked when they were packed.
         given: Those that no longer look so, or were never seen.
 
     Raises:
@@ -232,8 +236,8 @@ def lacking(store: Store, meta: Mapping[str, Any], known: Known, given: Sequence
 
 def _replaced(one: Given, before: Look | None) -> Iterator[str]:
     """Keys whose audio tastes otherwise than it did."""
-    for key in (source.utterance.key for source in one.sources) if before else ():
-        if before.tastes.get(_hash(key), "") not in ("", one.look.tastes[_hash(key)]):
+    for key in (source.utterance.key for source in one.sources if before):
+        if before and before.tastes.get(_hash(key), "") not in ("", one.look.tastes[_hash(key)]):
             yield key
 
 

@@ -42,6 +42,7 @@ class Packing:
 
     def __init__(self, folder: Path):
         self.folder, self.out = folder, folder / "dataset"
+        self.named: list[str] = []  # in the protocol
 
     def __call__(self, *names: str, **data) -> Line:
         corpora = [
@@ -49,6 +50,7 @@ class Packing:
             for name in names
         ]
         values = tiny.recipe_values(self.folder, str(self.out), {"student": MODEL})
+        values["protocol"]["corpora"] = self.named
         values["data"] |= {"corpora": corpora, "shard_seconds": 3.0} | data
         runner = Runner(load(str(tiny.write_recipe(self.folder, values))), Display(quiet=True), alone=True)
         pack_stage(runner)
@@ -141,6 +143,24 @@ def test_what_came_is_added_and_no_old_shard_changes(packing):
     # The sixteen utterances are drawn from the same stream, so the first twelve are the same.
     assert "4 utterances added" in packing("one", "two").note
     assert after.items() <= packing.shards().items() and len(Dataset.open(packing.out)) == 28
+
+
+def test_what_a_recipe_no_longer_names_is_told_unless_the_protocol_chooses(packing, capfd):
+    write(packing.folder / "two", "two")
+    packing("one", "two")
+    assert "warning" not in capfd.readouterr().err
+    for named, warned in (([], 1), (["one"], 0), ([], 1)):
+        packing.named = named
+        packing("one")
+        told = " ".join(capfd.readouterr().err.split())
+        assert told.count("holds 12 utterances that no corpus of this recipe gave") == warned
+
+
+def test_a_corpus_that_lies_elsewhere_and_lacks_some_is_refused(packing):
+    shutil.copytree(packing.folder / "one", packing.folder / "cut")
+    edit(packing.folder / "cut", lambda row: None if row["key"] == "one-u007" else row)
+    with pytest.raises(UserError, match=r"1 are gone \(one-u007\)"):
+        packing("cut")
 
 
 def test_a_dataset_that_another_command_packed_is_known_by_its_utterances(tmp_path):
