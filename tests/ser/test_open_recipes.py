@@ -82,8 +82,11 @@ def test_one_fold_of_emodb_end_to_end(place, monkeypatch, corpora):
     assert (recipe.directory / "report.html").stat().st_size > 10_000
     scores = {name: report["models"][name]["scores"]["labels"]["pooled"]["ua"]["value"] for name in ROWS}
     assert all(np.isfinite(value) for value in scores.values())
-    # Of a few seconds' training no more is asked than that something was learned; a seventh is chance.
-    assert scores["egemaps_svm"] > 0.35
+    # Every row has learned something from its seconds of training. Seen: 0.75 to 0.82; one speaker's 61 utterances in seven
+    # classes scatter by 0.05, and another processor trains other weights, so that no more than three times chance is asked.
+    chance = report["test"]["references"]["labels"]["chance_ua"]
+    assert chance == pytest.approx(1 / 7)
+    assert {name: value for name, value in scores.items() if value < 3 * chance} == {}
     setting = open_setting(recipe)
     (fold,) = setting.folds.values()
     told = report["models"]["egemaps_svm"]
