@@ -173,14 +173,14 @@ def load_slot(dataset: Dataset, slot: Slot, needs: Needs, policy: ViewPolicy | N
         batch.features[name], batch.feature_lengths[name] = torch.from_numpy(padded), torch.from_numpy(counts)
     for name, store in needs.targets.items():
         batch.targets[name], batch.target_lengths[name] = {}, {}
-        said, states = store.look(rows, views)
+        said = store.read(rows, views)
         for output in store.spec.outputs:
             value = said[output.name]
             if output.ragged:
                 value, counts = _pad(value, output.shape)
                 batch.target_lengths[name][output.name] = torch.from_numpy(counts)
             batch.targets[name][output.name] = torch.from_numpy(np.asarray(value, np.float32))
-        batch.target_present[name] = torch.from_numpy(states == PRESENT)
+        batch.target_present[name] = torch.from_numpy(store.state(rows, views) == PRESENT)
     _quarantine(batch, reasons)
     return batch
 

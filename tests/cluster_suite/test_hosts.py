@@ -1,5 +1,6 @@
 """Three hosts with a real Ray cluster: one command does a whole recipe while hosts die and others join, to the same bytes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,15 @@ from tests.submitting import GATE, saved, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 # what a host is doing when it dies, is cut off or is given up; numbers are steps of the teacher, whose checkpoints come every 5
 PHASES = ("pack", "3", "6", "7", "targets")
+
+
+def shows_who_did_what(said: str, stage: str, *addresses: str) -> None:
+    """A stage's pace and the time that was left, and a row of its table for each of these machines."""
+    assert re.search(rf"{stage}: (\d+)/\1  \d+ s, 0 s left  [\d.]+ utt/s, \S+ h of audio/s", said), said
+    table = said.partition(f"{stage}, by machine")[2]
+    for address in addresses:
+        units_utterances_hours = r"\W+[1-9]\d*\W+[1-9][\d,]*\W+\d+\.\d\d\W"
+        assert re.search(re.escape(address) + units_utterances_hours, table), said
 
 
 def test_one_command_ends_the_same_while_hosts_die_are_cut_off_or_given_up_and_others_join(
@@ -76,9 +86,12 @@ def test_hosts_without_namespaces(corpus, tmp_path):
         until((tmp_path / "go-pack.at-h2").exists, "the second host packs")
         hosts.kill("h2")
         hosts.start("h3")
+        for name in ("h1", "h3"):  # so both do something
+            until((tmp_path / f"go-pack.at-{name}").exists, f"{name} packs")
         go.touch()
         said, _ = driver.communicate(timeout=300)
         assert driver.returncode == 0 and "2 machines with 2 CPUs" in said, said
+        shows_who_did_what(said, "pack", hosts.address("h1"), hosts.address("h3"))
         assert hosts.live["h1"].poll() is None
     here = recipe.parent / "here"
     run_ranks(alone, 1, str(write_recipe(here, corpus)), "pack", timeout=300)
