@@ -25,6 +25,7 @@ from launch.fold import names as fold_names
 from launch.profile import Profile
 from launch.record import Job, Live, Record
 from ser.recipe import Recipe
+from ser.space import sweep_of
 from shards import atomic
 from shards.errors import UserError
 from shards.lock import hold
@@ -36,7 +37,12 @@ def target(name: str) -> ModuleType:
 
 
 def make_job(
-    recipe: Recipe, profile: Profile, until: str, folds: bool = False, only: str | None = None
+    recipe: Recipe,
+    profile: Profile,
+    until: str,
+    folds: bool = False,
+    only: str | None = None,
+    sweep: bool = False,
 ) -> Job:
     """What a recipe asks of a target.
 
@@ -46,9 +52,10 @@ def make_job(
         until: Last stage, as in `ser run`.
         folds: A job a fold, where the target has arrays of jobs.
         only: "MODEL FOLD SEED" of one training, where it is started without Ray.
+        sweep: The recipe's sweep instead of its run.
 
     Raises:
-        UserError: Arrays or a training alone where there are none.
+        UserError: Arrays or a training alone where there are none, or with a sweep; a sweep that the recipe does not have.
     """
     folder, run = profile.folder or os.getcwd(), _run(recipe, profile)
     here = profile.to in ("local", "slurm")  # the same folders as on this machine
@@ -65,7 +72,9 @@ def make_job(
             where="slurm.start",
             hint="set slurm.start: srun in the profile",
         )
-    arguments = ("run", "{recipe}", "--until", until)
+    if sweep:
+        _refuse_parts(recipe, until, folds, only)
+    arguments = ("sweep", "{recipe}") if sweep else ("run", "{recipe}", "--until", until)
     if profile.to not in ("local",):
         # its own cluster, with a token of its own, whichever the recipe names
         arguments += ("cluster.address=auto", "cluster.token_file=null")
@@ -77,6 +86,17 @@ def make_job(
         folds=fold_names(recipe) if folds else (),
         training=training,
     )  # fmt: skip
+
+
+def _refuse_parts(recipe: Recipe, until: str, folds: bool, only: str | None) -> None:
+    """Refuse a sweep that is none, and options that are a run's."""
+    sweep_of(recipe)
+    given = {"--folds": folds, "--training": only, "--until": until != "report"}
+    if others := [name for name, value in given.items() if value]:
+        raise UserError(
+            f"--sweep and {', '.join(others)} do not go together",
+            hint="a sweep is one job, to its end; sweep.folds says which folds its trials run",
+        )
 
 
 def _run(recipe: Recipe, profile: Profile | None) -> Path:
@@ -105,7 +125,7 @@ def submit(recipe: Recipe, profile: Profile, job: Job) -> Record:
         other = "wait for it"
         held.enter_context(hold(job.run / ".submit.lock", "this run is just being submitted", other))
         _refuse_live(job, profile, where)
-        with hold(job.run / ".lock", "a process works in this run directory", other):
+        with hold(job.run / job.lock, "a process works in this run directory", other):
             pass
         job = replace(job, number=records.next_number(job.run))
         job.home.mkdir(parents=True)

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from optuna.trial import TrialState
 
+from launch import record as records
+from launch import submit as submitting
 from ser.events import read
 from ser.stopping import EXIT_CODE
 from tests.cluster_suite.test_sweep import study_of
@@ -67,3 +70,42 @@ def test_a_warned_sweep_saves_its_trials_and_the_next_call_goes_on_with_them(cor
     assert "2 trials were running when the last driver ended: they go on" in done.stdout
     assert [one.state for one in study_of(run / "sweep").trials] == [TrialState.COMPLETE] * 2
     assert [read(path)[:3] for path in logs] == before, "its steps were not done again"
+
+
+def test_a_submitted_sweep_is_cancelled_and_submitted_again(corpus, tmp_path, monkeypatch):
+    """A detached process of this machine; what cancels it is handed on as a warning."""
+    recipe = write_recipe(tmp_path, corpus, 4, sweep=SWEEP | {"trials": 1})
+    run, site = tmp_path / "run", tmp_path / "site.yaml"
+    mark = f"mark-{tmp_path.name}-{os.getpid()}"
+    site.write_text(
+        yaml.safe_dump({"to": "local", "environment": gates(tmp_path, 2) | {"SER_TEST_MARK": mark}})
+    )
+    sent = ["submit", recipe, "--sweep", "--profile", site]
+    assert ser(*sent).returncode == 0
+
+    def state() -> str:
+        record = records.read(run)
+        assert record is not None
+        return records.summary(record, submitting.look(record))[0]
+
+    try:
+        log = training(trial(run, 0)) / "events.jsonl"
+        until(lambda: state() != "running" or begun(log), "the trial trains", 400)
+        again = ser(*sent)
+        assert again.returncode == 2 and "submitted already: local" in again.stderr, ser("logs", run).stdout
+        cancelled = ser("cancel", run)
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert state() == "cancelled" and saved(trial(run, 0), 3)
+        assert [one["code"] for one in records.outcomes(run / "submissions/0001")] == [EXIT_CODE]
+        nothing_left(mark, 300)
+        (tmp_path / "go-2").touch()
+        assert ser(*sent).returncode == 0
+        until(lambda: state() != "running", "the sweep ends", 400)
+        said = ser("logs", run).stdout
+        assert state() == "done" and "they go on" in said and "best.yaml" in said, said
+    finally:
+        if state() == "running":
+            submitting.cancel(submitting.find(str(run)))
+    assert [one.state for one in study_of(run / "sweep").trials] == [TrialState.COMPLETE]
+    assert not (run / "report.html").exists(), "a sweep, no run"
+    nothing_left(mark, 300)
