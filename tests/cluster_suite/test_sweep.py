@@ -247,7 +247,6 @@ def pruned(folder: Path, corpus: Path, steps: int, pruner: dict, **changes) -> l
     first, second = study_of(folder / "run/sweep").trials
     assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.PRUNED), done.stdout
     assert [one.params.popitem()[1] for one in (first, second)] == [1e-3, 10.0]
-    assert not (folder / "run/sweep/trials/00001/outcome.json").exists(), "it was ended on its way"
     return [first, second]
 
 

@@ -65,7 +65,7 @@ def test_a_warned_sweep_saves_its_trials_and_the_next_call_goes_on_with_them(cor
     assert [one.state for one in study_of(run / "sweep").trials] == [TrialState.RUNNING] * 2
     assert all(saved(trial(run, number), 3) for number in range(2)), "at the step where each one was"
     before = [read(path)[:3] for path in logs]
-    done = ser("sweep", recipe)
+    done = ser("sweep", str(recipe))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 trials were running when the last driver ended: they go on" in done.stdout
     assert [one.state for one in study_of(run / "sweep").trials] == [TrialState.COMPLETE] * 2
@@ -80,7 +80,7 @@ def test_a_submitted_sweep_is_cancelled_and_submitted_again(corpus, tmp_path, mo
     site.write_text(
         yaml.safe_dump({"to": "local", "environment": gates(tmp_path, 2) | {"SER_TEST_MARK": mark}})
     )
-    sent = ["submit", recipe, "--sweep", "--profile", site]
+    sent = ["submit", str(recipe), "--sweep", "--profile", str(site)]
     assert ser(*sent).returncode == 0
 
     def state() -> str:
@@ -92,8 +92,10 @@ def test_a_submitted_sweep_is_cancelled_and_submitted_again(corpus, tmp_path, mo
         log = training(trial(run, 0)) / "events.jsonl"
         until(lambda: state() != "running" or begun(log), "the trial trains", 400)
         again = ser(*sent)
-        assert again.returncode == 2 and "submitted already: local" in again.stderr, ser("logs", run).stdout
-        cancelled = ser("cancel", run)
+        assert again.returncode == 2 and "submitted already: local" in again.stderr, ser(
+            "logs", str(run)
+        ).stdout
+        cancelled = ser("cancel", str(run))
         assert cancelled.returncode == 0, cancelled.stderr
         assert state() == "cancelled" and saved(trial(run, 0), 3)
         assert [one["code"] for one in records.outcomes(run / "submissions/0001")] == [EXIT_CODE]
@@ -101,7 +103,7 @@ def test_a_submitted_sweep_is_cancelled_and_submitted_again(corpus, tmp_path, mo
         (tmp_path / "go-2").touch()
         assert ser(*sent).returncode == 0
         until(lambda: state() != "running", "the sweep ends", 400)
-        said = ser("logs", run).stdout
+        said = ser("logs", str(run)).stdout
         assert state() == "done" and "they go on" in said and "best.yaml" in said, said
     finally:
         if state() == "running":
