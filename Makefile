@@ -12,7 +12,7 @@ help:
 	@echo "make test       environment, then the whole suite, on three processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on three processes"
 	@echo "make test-cluster  a real Slurm of two machines, and hosts that die (apt-get install slurmctld slurmd slurm-client munge iproute2)"
-	@echo "make test-trackers  wandb and MLflow themselves, installed into the environment first"
+	@echo "make test-trackers  wandb, MLflow and optuna-dashboard themselves, installed into the environment first"
 	@echo "make torture    random kills of pack, targets, train and sweep, KILLS=25 each (hours; goes on where it was)"
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
@@ -45,7 +45,7 @@ test-fast: env
 test-cluster: env
 	$(BIN)/python -m pytest tests/cluster_suite
 
-# wandb and MLflow are optional, and no part of the lock; their tests fail here where they are skipped elsewhere.
+# wandb, MLflow and optuna-dashboard are optional, and no part of the lock; their tests fail here where they are skipped elsewhere.
 test-trackers: env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -r tests/trackers.lock
 	SER_REQUIRE_TRACKERS=1 $(BIN)/python -m pytest tests/ser/test_trackers.py

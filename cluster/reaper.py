@@ -7,7 +7,7 @@ Gives up: Linux only. If this process is killed itself, the child dies with it, 
 
 It reads a line of JSON for each child from its standard input: {"entry": "module:function", "argument": text, "folder": where
 the lease and `log.txt` lie, "cwd": ..., "environment": {...}}, and answers each with a line {"code": exit code, negative for
-a signal}. A file `stop` in the folder ends the child, at once where it says `now`. Children are forked from here after `preload`, so what is slow to import is imported once.
+a signal}. A file `stop` in the folder ends the child when it has saved, at once where it says `now`. Children are forked from here after `preload`, so what is slow to import is imported once.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.lease import Lease
+from ser.stopping import WITHIN
 
-GRACE = 10.0  # seconds between the request to stop, in which a training saves where it is, and the end
+GRACE = 10.0  # seconds in which a training that nobody waits for any more may save where it is
 STOP, NOW = "stop", "now"
 _DEATH_SIGNAL, _SUBREAPER = 1, 36  # prctl
 
@@ -82,7 +83,7 @@ def attend(request: dict[str, Any], requests: int, answers: int) -> int:
                 raise SystemExit(1)
             if (folder / STOP).exists():
                 if (folder / STOP).read_text() != NOW:
-                    _ask_to_stop(pid, descriptor, lease)
+                    _ask_to_stop(pid, descriptor, lease, WITHIN)
                 break
     except Stop:
         _ask_to_stop(pid, descriptor, lease)
@@ -94,13 +95,13 @@ def attend(request: dict[str, Any], requests: int, answers: int) -> int:
     return code
 
 
-def _ask_to_stop(pid: int, descriptor: int, lease: Lease) -> None:
-    """Ask the child's group to stop, and wait a moment for it."""
+def _ask_to_stop(pid: int, descriptor: int, lease: Lease, patience: float = GRACE) -> None:
+    """Ask the child to stop, and wait a moment for it. It alone: what it has started may be needed for saving."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
     watch = select.poll()
     watch.register(descriptor, select.POLLIN)
-    end = time.monotonic() + GRACE
+    end = time.monotonic() + patience
     while time.monotonic() < end and lease.renew() and not watch.poll(200):
         pass
 

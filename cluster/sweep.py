@@ -4,6 +4,8 @@ Guarantees: the study is the one truth. A driver that is killed at any moment le
 one finds each of them, waits until nobody works in its folder any more (`cluster.lease`), takes an outcome that lies there,
 and else starts it again in the same folder, where what was finished is kept. So no trial is lost and none is told twice. A trial
 that dies by itself is started again within its budget; nodes and drivers that die are not held against it.
+A signal that warns of an end is heard between two rounds, when the study is whole: the trainings save and end, and the next driver
+goes on with them.
 Gives up: one driver at a time.
 """
 
@@ -23,7 +25,7 @@ from cluster import lease, reaper, trials
 from cluster.session import Session
 from cluster.study import sampler
 from ser.space import propose, told
-from ser.stopping import EXIT_CODE
+from ser.stopping import EXIT_CODE, WITHIN, saving
 from ser.sweep import SweepConfig, grid_of
 from shards.errors import UserError
 
@@ -110,7 +112,9 @@ class _Driver:
     def loop(self) -> None:
         """Until nothing runs and nothing is left to start."""
         while True:
-            self._fill()
+            room = self._capacity() if self.waiting or self._asked() < self.x.total else 0
+            with saving(_not_now):
+                self._fill(room)
             self.x.show(sum(t.state.is_finished() for t in self._all()), self.x.total)
             if not self.running and not self.waiting:
                 return
@@ -119,20 +123,21 @@ class _Driver:
                 done, _ = self.ray.wait(list(self.running), num_returns=1, timeout=TICK)
             else:
                 time.sleep(TICK)
-            for reference in done:
-                self._settle(reference)
-            if self.x.config.pruner.kind != "none":
-                self._prune()
+            with saving(_not_now):
+                for reference in done:
+                    self._settle(reference)
+                if self.x.config.pruner.kind != "none":
+                    self._prune()
 
-    def _fill(self) -> None:
+    def _fill(self, room: int) -> None:
         """Start what there is room for: first what waits, then new trials."""
         for number in list(self.waiting):
-            if len(self.running) >= self._capacity():
+            if len(self.running) >= room:
                 return
             if not lease.alive(self.x.folder_of(number)):  # else whoever works there has not ended yet
                 self.waiting.remove(number)
                 self._start(number)
-        while (asked := self._asked()) < self.x.total and len(self.running) < self._capacity():
+        while (asked := self._asked()) < self.x.total and len(self.running) < room:
             self.study.sampler = sampler(self.x.config, asked)
             trial = self.study.ask()
             self.handles[trial.number] = trial
@@ -284,4 +289,8 @@ class _Driver:
         for number in self.running.values():
             with contextlib.suppress(OSError):
                 trials.request_stop(self.x.folder_of(number), now=self._finished(number))
-        self.ray.wait(list(self.running), num_returns=len(self.running), timeout=reaper.GRACE + 5)
+        self.ray.wait(list(self.running), num_returns=len(self.running), timeout=WITHIN + 5)
+
+
+def _not_now() -> None:
+    """A signal waits for the end of what is being told to the study."""

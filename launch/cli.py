@@ -114,10 +114,13 @@ def sweep(recipe: RecipeName, overrides: Overrides = None, variant: Variant = No
 
     display = Display()
     found = load(recipe, overrides or [], variant)
-    from launch.sweep import sweep as search  # slow to import, so only for a recipe that can be read
+    from ser.stopping import stopped_by_signals
 
     try:
-        search(found, display)
+        with stopped_by_signals():
+            from launch.sweep import sweep as search  # slow to import, so only for a recipe that can be read
+
+            search(found, display)
     except KeyboardInterrupt:
         typer.echo("interrupted; run the same command to go on", err=True)
         raise typer.Exit(130) from None

@@ -40,16 +40,17 @@ def submit(
         str | None,
         typer.Option(help="slurm: 'MODEL FOLD SEED', one training without Ray (slurm.start: srun)"),
     ] = None,
+    sweep: Annotated[bool, typer.Option(help="ser sweep instead of ser run")] = False,
     dry_run: Annotated[bool, typer.Option(help="show what would be sent, and send nothing")] = False,
 ) -> None:
-    """Run a recipe somewhere else; the same again goes on where it stopped."""
+    """Run or sweep a recipe somewhere else; the same again goes on where it stopped."""
     from launch import profile as profiles
     from launch import submit as submitting
     from ser.recipe import load
 
     found = load(recipe, overrides or [], variant)
     site = profiles.read(profile, to)
-    job = submitting.make_job(found, site, until, folds, training)
+    job = submitting.make_job(found, site, until, folds, training, sweep)
     if dry_run:
         typer.echo(submitting.target(str(site.to)).render(job, site), nl=False)
         return

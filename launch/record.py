@@ -74,6 +74,11 @@ class Job:
         return self.home / "recipe.yaml"
 
     @property
+    def lock(self) -> str:
+        """What a process that does the same by hand holds in the run directory."""
+        return "sweep/.lock" if self.arguments[0] == "sweep" else ".lock"
+
+    @property
     def outcome(self) -> str:
         """Where the job writes what became of it: in the run directory, or, of a run in an object store, on its machine."""
         if "://" in self.there:

@@ -26,6 +26,7 @@ from launch.profile import Profile
 from launch.record import Job, Live, Record
 from ser import hubs
 from ser.recipe import Recipe, refuse_remote
+from ser.space import sweep_of
 from shards import atomic
 from shards.errors import UserError
 from shards.lock import hold
@@ -37,7 +38,12 @@ def target(name: str) -> ModuleType:
 
 
 def make_job(
-    recipe: Recipe, profile: Profile, until: str, folds: bool = False, only: str | None = None
+    recipe: Recipe,
+    profile: Profile,
+    until: str,
+    folds: bool = False,
+    only: str | None = None,
+    sweep: bool = False,
 ) -> Job:
     """What a recipe asks of a target.
 
@@ -47,10 +53,11 @@ def make_job(
         until: Last stage, as in `ser run`.
         folds: A job a fold, where the target has arrays of jobs.
         only: "MODEL FOLD SEED" of one training, where it is started without Ray.
+        sweep: The recipe's sweep instead of its run.
 
     Raises:
-        UserError: Arrays or a training alone where there are none; or what the job would refuse itself, once it holds its
-            machines.
+        UserError: Arrays or a training alone where there are none, or with a sweep; a sweep that the recipe does not have;
+            or what the job would refuse itself, once it holds its machines.
     """
     folder, run = profile.folder or os.getcwd(), _run(recipe, profile)
     here = profile.to in ("local", "slurm")  # the same folders as on this machine
@@ -67,6 +74,8 @@ def make_job(
             where="slurm.start",
             hint="set slurm.start: srun in the profile",
         )
+    if sweep:
+        _refuse_parts(recipe, until, folds, only)
     if folds or only:
         what = (
             "single folds share a run directory"
@@ -82,7 +91,7 @@ def make_job(
         )
     if profile.offline:
         hubs.refuse_unpinned(recipe, "the job runs with HF_HUB_OFFLINE=1")
-    arguments = ("run", "{recipe}", "--until", until)
+    arguments = ("sweep", "{recipe}") if sweep else ("run", "{recipe}", "--until", until)
     if profile.to not in ("local",):
         # its own cluster, with a token of its own, whichever the recipe names
         arguments += ("cluster.address=auto", "cluster.token_file=null")
@@ -94,6 +103,17 @@ def make_job(
         folds=fold_names(recipe) if folds else (),
         training=training,
     )  # fmt: skip
+
+
+def _refuse_parts(recipe: Recipe, until: str, folds: bool, only: str | None) -> None:
+    """Refuse a sweep that is none, and options that are a run's."""
+    sweep_of(recipe)
+    given = {"--folds": folds, "--training": only, "--until": until != "report"}
+    if others := [name for name, value in given.items() if value]:
+        raise UserError(
+            f"--sweep and {', '.join(others)} do not go together",
+            hint="a sweep is one job, to its end; sweep.folds says which folds its trials run",
+        )
 
 
 def _run(recipe: Recipe, profile: Profile | None) -> Path:
@@ -122,7 +142,7 @@ def submit(recipe: Recipe, profile: Profile, job: Job) -> Record:
         other = "wait for it"
         held.enter_context(hold(job.run / ".submit.lock", "this run is just being submitted", other))
         _refuse_live(job, profile, where)
-        with hold(job.run / ".lock", "a process works in this run directory", other):
+        with hold(job.run / job.lock, "a process works in this run directory", other):
             pass
         job = replace(job, number=records.next_number(job.run))
         job.home.mkdir(parents=True)

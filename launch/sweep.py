@@ -17,9 +17,9 @@ from launch.run import run
 from launch.runner import session_of
 from launch.study import Study
 from ser.evaluate import plain
-from ser.recipe import Recipe, refuse_remote
+from ser.recipe import Recipe
 from ser.setting import open_setting
-from ser.space import check_space, told, touched
+from ser.space import sweep_of, told, touched
 from ser.sweep import SweepConfig
 from ser.tuned import declared
 from shards.errors import UserError
@@ -40,21 +40,13 @@ def sweep(recipe: Recipe, display: Display) -> Path:
     Raises:
         UserError: Whatever the user can mend.
     """
-    config = recipe.sweep
-    if config is None:
-        raise UserError(
-            "this recipe has no `sweep`", where=recipe.name,
-            hint="add sweep: {space: {models.NAME.train.optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}, "
-            "objectives: [{model: NAME, metric: ua}]}",
-        )  # fmt: skip
+    config = sweep_of(recipe)
     if importlib.util.find_spec("optuna") is None:
         raise UserError(
             "this needs Optuna, which is not installed",
             where="ser sweep",
             hint="pip install 'ser-distill[cluster]'",
         )
-    check_space(recipe)
-    refuse_remote(recipe, "a study is a file of the run directory")
     folder = recipe.directory / "sweep"
     other = "give this one a directory of its own (run_dir=FOLDER)"
     with (

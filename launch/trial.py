@@ -1,6 +1,7 @@
 """One trial of a sweep, in a process of its own: the recipe's run in its own directory, then what it is judged by.
 
-Guarantees: started again after a kill, it goes on where it was; test answers are not scored, so nothing is chosen by them.
+Guarantees: started again after a kill, it goes on where it was; on SIGTERM its training saves and it ends; test answers are not
+scored, so nothing is chosen by them.
 `ser run FOLDER/recipe.yaml` makes the rest of a trial's report.
 """
 
@@ -16,7 +17,7 @@ from launch.run import run
 from launch.study import TRIAL
 from ser.recipe import Recipe
 from ser.setting import open_setting
-from ser.stopping import EXIT_CODE, Stopped
+from ser.stopping import EXIT_CODE, Stopped, stopped_by_signals
 from ser.strict import validate
 from ser.sweep import QUALITY, Objective
 from ser.tuned import judged, score_of_fold
@@ -33,8 +34,10 @@ def main(folder: str) -> int:
         try:
             recipe = validate(Recipe, told["recipe"], where=str(here / TRIAL))
             objectives = [Objective.model_validate(one) for one in told["objectives"]]
-            _run(recipe, here, told, objectives)
-            Outcome(values=judged(open_setting(recipe), objectives)).write(here)
+            with stopped_by_signals():
+                _run(recipe, here, told, objectives)
+                values = judged(open_setting(recipe), objectives)
+            Outcome(values=values).write(here)
         except FullDisk as error:  # no judgement of the trial: it goes on when there is room
             print(f"error: {error}", file=sys.stderr)
             return EXIT_CODE

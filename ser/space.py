@@ -11,9 +11,9 @@ from typing import Any
 
 from ser.agreement import agree
 from ser.protocol import load_protocol
-from ser.recipe import Recipe
+from ser.recipe import Recipe, refuse_remote
 from ser.strict import validate
-from ser.sweep import Dimension
+from ser.sweep import Dimension, SweepConfig
 from ser.values import overlap, set_dotted
 from shards.errors import UserError
 
@@ -99,6 +99,23 @@ def told(given: Mapping[str, Any]) -> str:
         f"{names[key]}={value:.4g}" if isinstance(value, float) else f"{names[key]}={value}"
         for key, value in given.items()
     )
+
+
+def sweep_of(recipe: Recipe) -> SweepConfig:
+    """A recipe's sweep, as it can be run.
+
+    Raises:
+        UserError: It has none, or one that asks for nonsense; or its run lies in an object store.
+    """
+    if recipe.sweep is None:
+        raise UserError(
+            "this recipe has no `sweep`", where=recipe.name,
+            hint="add sweep: {space: {models.NAME.train.optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}, "
+            "objectives: [{model: NAME, metric: ua}]}",
+        )  # fmt: skip
+    check_space(recipe)
+    refuse_remote(recipe, "a study is a file of the run directory")
+    return recipe.sweep
 
 
 def check_space(recipe: Recipe) -> None:

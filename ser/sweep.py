@@ -20,6 +20,7 @@ from shards.errors import UserError
 QUALITY = (
     "ua", "wa", "macro_f1", "ccc", "ccc_valence", "ccc_arousal", "ccc_dominance", "ece", "brier", "nll", "soft_nll",
 )  # fmt: skip
+ON_THE_WAY = tuple(name for name in QUALITY if name != "soft_nll")  # what `ser.score` gives at an evaluation
 COST = ("parameters", "bytes", "macs", "latency")
 LOWER_IS_BETTER = frozenset({"ece", "brier", "nll", "soft_nll", *COST})
 WORDS = {
@@ -239,6 +240,12 @@ class SweepConfig(Strict):
             )
         if self.pruner.kind != "none" and self.objectives[0].metric in COST:
             raise ValueError("a pruner compares scores, and the objective is a cost")
+        metric = self.objectives[0].metric
+        if self.pruner.kind != "none" and self.pruner.by == "steps" and metric not in ON_THE_WAY:
+            raise ValueError(
+                f"{metric} is not known before a training has ended, so no step is pruned by it: "
+                f"take one of {', '.join(ON_THE_WAY)}, or pruner.by=folds"
+            )
         if many and self.sampler.kind == "cmaes":
             raise ValueError("cmaes knows one objective: take tpe, gp, nsga2, random or grid")
         if many and self.per == "fold":

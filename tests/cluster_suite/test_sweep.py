@@ -1,5 +1,5 @@
-"""`ser sweep`: whole runs as trials. Sixteen of them survive the kill of their driver; what they share is made once; the best
-recipe runs as it is written, and says what it was chosen on."""
+"""`ser sweep`: whole runs as trials. They survive the kill of their driver; what they share is made once; the best recipe
+runs as it is written, and says what it was chosen on."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from launch.study import race
+from ser.events import read
 from ser.job import Job, directory, read_identity
 from ser.models.config_frames import ConvConfig
 from ser.recipe import load
@@ -26,6 +27,7 @@ from ser.tuned import declared
 from tests import tiny
 from tests.conftest import ROOT
 from tests.launch.test_run import nothing_left, ser
+from tests.submitting import training, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LABELS = [{"loss": "cross_entropy"}]
@@ -35,6 +37,7 @@ SPACE = {
     "models.student.model.width": {"choice": [4, 8]},
 }
 UA = {"model": "student", "metric": "ua"}
+TRIALS = 6
 
 
 def write(folder: Path, corpus: Path, sweep: dict, **changes) -> Path:
@@ -75,38 +78,34 @@ def ended(folder: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, corpus) -> Path:
-    """A sweep of sixteen trials whose driver was killed twice, and then was left alone."""
-    path = write(tmp_path_factory.mktemp("killed"), corpus, {"trials": 16})
+    """A sweep whose driver was killed and then was left alone; more trials and kills are those of `test_sweep_hosts`."""
+    path = write(tmp_path_factory.mktemp("killed"), corpus, {"trials": TRIALS})
     folder, mark = path.parent / "run/sweep", f"mark-{path.parent.name}-{os.getpid()}"
-    before: dict[str, list[int]] = {}
-    for count in (2, 8):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "sweep", str(path)], cwd=ROOT, env=os.environ | {"SER_TEST_MARK": mark},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        end = time.monotonic() + 900
-        while len(ended(folder)) < count:
-            assert process.poll() is None
-            assert time.monotonic() < end, "the moment did not come"
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        nothing_left(mark, 300, but="Agent")
-        now = ended(folder)
-        assert {name: now[name] for name in before} == before, "what has ended is not run again"
-        before = now
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "sweep", str(path)], cwd=ROOT, env=os.environ | {"SER_TEST_MARK": mark},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + 900
+    while len(ended(folder)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < end, "the moment did not come"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    nothing_left(mark, 300, but="Agent")
+    before = ended(folder)
     done = ser("sweep", str(path), timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trials were running when the last driver ended: they go on" in done.stdout
     now = ended(folder)
-    assert {name: now[name] for name in before} == before
+    assert {name: now[name] for name in before} == before, "what has ended is not run again"
     return path
 
 
-def test_sixteen_trials_survive_the_kill_of_their_driver(killed):
+def test_trials_survive_the_kill_of_their_driver(killed):
     folder = killed.parent / "run/sweep"
     study = study_of(folder)
-    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 16
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * TRIALS
     for trial in study.trials:
         at = folder / "trials" / f"{trial.number:05d}"
         made = json.loads((at / "trial.json").read_text())["recipe"]["models"]["student"]
@@ -142,9 +141,9 @@ def test_a_second_call_does_nothing_and_more_trials_may_be_asked_for(killed):
     before = ended(folder)
     again = ser("sweep", str(killed))
     assert again.returncode == 0 and "starting Ray" not in again.stdout and ended(folder) == before
-    more = ser("sweep", str(killed), "sweep.trials=17")
+    more = ser("sweep", str(killed), f"sweep.trials={TRIALS + 1}")
     assert more.returncode == 0, more.stdout + more.stderr
-    assert len(study_of(folder).trials) == 17
+    assert len(study_of(folder).trials) == TRIALS + 1
 
 
 def test_the_page_shows_every_trial_and_the_best(killed):
@@ -191,7 +190,7 @@ def test_a_study_of_another_recipe_or_space_is_refused_with_what_differs(killed)
         done = ser("sweep", str(killed), override)
         assert done.returncode == 2 and field in done.stderr, done.stdout + done.stderr
         assert "another sweep" in done.stderr and "Traceback" not in done.stderr
-    assert len(study_of(killed.parent / "run/sweep").trials) == 17
+    assert len(study_of(killed.parent / "run/sweep").trials) == TRIALS + 1
 
 
 def test_each_fold_chooses_for_itself(tmp_path, corpus):
@@ -230,6 +229,45 @@ def test_a_race_over_folds_ends_early_and_leaves_the_rest(tmp_path, corpus):
         assert steps == 4 if trial.state == TrialState.COMPLETE else 1 <= steps < 4
         students = (tmp_path / f"run/sweep/trials/{trial.number:05d}/folds").glob("*/student/seed-0/DONE")
         assert len(list(students)) >= steps
+
+
+NLL = {"model": "student", "metric": "nll"}
+WORSE = {"models.student.train.optimizer.lr": {"choice": [1e-3, 10.0]}}  # seed 6 draws them in this order
+
+
+def pruned(folder: Path, corpus: Path, steps: int, pruner: dict, **changes) -> list[optuna.trial.FrozenTrial]:
+    """Two trials, one after the other, the second much worse."""
+    sweep = {
+        "space": WORSE, "objectives": [NLL], "trials": 2, "parallel": 1, "pruner": pruner,
+        "sampler": {"kind": "random", "seed": 6},
+    }  # fmt: skip
+    path = write_recipe(folder, corpus, steps, sweep=sweep, **changes)
+    done = ser("sweep", str(path), "models.student.train.evaluate_every=1", "models.student.train.warmup=0.0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = study_of(folder / "run/sweep").trials
+    assert (first.state, second.state) == (TrialState.COMPLETE, TrialState.PRUNED), done.stdout
+    assert [one.params.popitem()[1] for one in (first, second)] == [1e-3, 10.0]
+    return [first, second]
+
+
+def test_a_training_is_pruned_at_one_of_its_steps(tmp_path, corpus):
+    pruner = {"kind": "median", "by": "steps", "options": {"n_startup_trials": 1}}
+    first, second = pruned(tmp_path, corpus, 60, pruner)
+    assert sorted(first.intermediate_values) == list(range(1, 61))
+    assert 1 <= max(second.intermediate_values) < 60
+    dev = (
+        e for e in read(training(tmp_path / "run/sweep/trials/00000") / "events.jsonl") if e["kind"] == "dev"
+    )
+    assert first.intermediate_values == {e["step"] + 1: e["nll"] for e in dev}
+
+
+def test_a_race_is_pruned_by_pairs_of_folds(tmp_path, corpus):
+    """Two pairs of folds that are both worse have p = 1/4."""
+    first, second = pruned(
+        tmp_path, corpus, 2, {"kind": "wilcoxon", "options": {"p_threshold": 0.3}}, folds="all"
+    )
+    assert sorted(first.intermediate_values) == [0, 1, 2, 3]
+    assert 2 <= len(second.intermediate_values) < 4
 
 
 def test_several_objectives_give_a_front(tmp_path, corpus):

@@ -87,7 +87,7 @@ def test_a_pruned_trial_is_killed_and_its_place_is_taken(session, tmp_path):
         trials=8, pruner={"kind": "median", "by": "steps", "options": {"n_startup_trials": 2}},
         sampler={"kind": "random", "seed": 5},
     )  # fmt: skip
-    x = toys.sweep_of(tmp_path, sweep, {"seconds": 0.6, "steps": 4, "orphans": list(range(8))})
+    x = toys.sweep_of(tmp_path, sweep, {"seconds": 0.6, "steps": 8, "orphans": list(range(8))})
     drive(x, session)
     ended = states(x.study)
     assert set(ended) == {TrialState.COMPLETE, TrialState.PRUNED} and len(ended) == 8

@@ -8,6 +8,7 @@ from ser.protocol import Labels
 from ser.results import System
 from ser.score import score, settle
 from ser.scoring import Truth, values
+from ser.sweep import ON_THE_WAY
 from shards.targets import NO_INPUT, PRESENT, QUARANTINED
 
 N, K = 60, 3
@@ -82,3 +83,8 @@ def test_training_and_report_give_the_same_numbers(made):
     report = values(Truth.of(labels, np.arange(N)), system)
     for name, value in score(quiet, labels).items():
         assert value == pytest.approx(float(report[name][0]), abs=1e-6), name
+
+
+def test_what_a_sweep_prunes_steps_by_is_known_at_every_evaluation(made):
+    labels, answers = made
+    assert set(ON_THE_WAY) <= set(score(answers, labels))

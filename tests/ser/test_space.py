@@ -168,6 +168,8 @@ def test_what_optuna_would_ignore_in_silence_is_refused_with_the_reason():
     refused("a grid needs values", {next(iter(SPACE)): {"low": 1, "high": 2}}, sampler={"kind": "grid"})
     refused("would draw conditional ones at random", sampler={"kind": "gp"})
     refused("nothing is judged but cost", objectives=size[1:])
+    late = [{"model": "student", "metric": "soft_nll"}]
+    refused("soft_nll is not known before", objectives=late, pruner={"kind": "median", "by": "steps"})
     refused("wilcoxon compares trials fold by fold", pruner={"kind": "wilcoxon", "by": "steps"})
     refused("per: fold writes each fold's own train keys, and models.student.model.width is none", per="fold")
 

@@ -1,9 +1,16 @@
-"""Optional trackers: refused by name where they are missing, never in the way of a training, and real where installed."""
+"""Optional trackers: refused by name where they are missing, never in the way of a training, and real where installed.
+So is what others make to look at a sweep's study."""
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +20,10 @@ from ser.job import Job
 from ser.recipe import load
 from shards.errors import UserError
 from tests import tiny
+from tests.cluster_suite import toy_trials as toys
+from tests.conftest import ROOT
+from tests.processes import free_port
+from tests.submitting import until
 
 JOB = Job("session-ses0", "student", 0)
 
@@ -80,7 +91,7 @@ def test_trackers_are_no_part_of_what_was_made(tmp_path):
 def need(name: str) -> None:
     """Skip where an extra is missing; with SER_REQUIRE_TRACKERS=1 fail."""
     if not installed(name):
-        words = f"{name} is not installed (an extra: ser-distill[{name}]; make test-trackers)"
+        words = f"{name} is not installed (make test-trackers)"
         assert os.environ.get("SER_REQUIRE_TRACKERS") != "1", words
         pytest.skip(words)
 
@@ -136,3 +147,50 @@ def test_wandb_writes_a_run_without_network(tmp_path, monkeypatch):
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
     content = log.read_bytes()
     assert b"train/loss" in content and b"student" in content
+
+
+@pytest.mark.slow
+def test_optuna_dashboard_opens_the_study_of_a_sweep_as_it_is(tmp_path):
+    need("optuna_dashboard")
+    from cluster.session import Session
+    from cluster.sweep import drive
+
+    x = toys.sweep_of(tmp_path, toys.config(trials=6), {"steps": 2, "refused": [3]})
+    with Session(cpus=2, env={"PYTHONPATH": str(ROOT)}) as session:
+        drive(x, session)
+    journal, port = tmp_path / "study.journal", free_port()
+    before = journal.read_bytes()
+
+    def asked(path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=60) as answer:
+            return json.load(answer)
+
+    def answers() -> bool:
+        assert server.poll() is None, (tmp_path / "said").read_text()
+        try:
+            return bool(asked("studies"))
+        except urllib.error.URLError:
+            return False
+
+    command = [str(Path(sys.executable).with_name("optuna-dashboard")), str(journal)]
+    with (tmp_path / "said").open("w") as said:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=said, stderr=said
+        )
+    try:
+        until(answers, "the dashboard answers", 120)
+        (study,) = asked("studies")["study_summaries"]
+        trials = asked(f"studies/{study['study_id']}")["trials"]
+    finally:
+        server.kill()
+        server.wait()
+    assert study["study_name"] == "toys" and study["directions"] == ["maximize"]
+    assert [one["number"] for one in trials] == list(range(6))
+    assert [one["state"] for one in trials] == ["Fail" if n == 3 else "Complete" for n in range(6)]
+    for one, ours in zip(trials, x.study.trials, strict=True):
+        assert one.get("values") == ours.values
+        assert {key["name"] for key in one["params"]} == ours.params.keys()
+        assert {
+            step["step"]: step["value"] for step in one["intermediate_values"]
+        } == ours.intermediate_values
+    assert journal.read_bytes() == before
