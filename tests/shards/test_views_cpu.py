@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -53,8 +54,8 @@ def on(folder: Path, policies: list[dict], environment: dict[str, str]) -> dict[
 
 @pytest.mark.slow
 def test_another_cpu_is_within_a_step_on_all_but_a_thousandth_of_the_samples(tmp_path):
-    if not LESSER["NPY_DISABLE_CPU_FEATURES"]:
-        pytest.skip("numpy finds nothing on this CPU that could be switched off")
+    if platform.machine() != "x86_64" or not LESSER["NPY_DISABLE_CPU_FEATURES"]:
+        pytest.skip("nothing is known on this CPU that could be switched off")
     soundfile.write(tmp_path / "noise.wav", white(1, 9000) / 2**19, 8000)
     soundfile.write(tmp_path / "room.wav", synthetic_room(300, 500, 3), 16_000)
     everything = {**FULL, "crop": None, "probability": {}}
@@ -62,6 +63,8 @@ def test_another_cpu_is_within_a_step_on_all_but_a_thousandth_of_the_samples(tmp
     policies = [everything, {**everything, **files}]
     here, there = on(tmp_path, policies, {}), on(tmp_path, policies, LESSER)
     assert here["fast"].size and not there["fast"].size, "numpy was told, and obeyed"
-    assert (here["samples"] != there["samples"]).mean() > 0.1, "another CPU does give other bits"
+    assert (here["sines"] != there["sines"]).any(), "so was glibc"
+    # numpy and glibc change the 15th digit; soxr works in 32 bits, and without its vectors differs by up to 2e-7
+    assert abs(here["samples"] - there["samples"]).max() > 1e-9, "so was soxr"
     steps = abs(quantise(here["samples"]) - quantise(there["samples"])) * 32768
     assert len(steps) > 1e6 and steps.max() <= 1 and (steps > 0).mean() <= 0.001
