@@ -80,13 +80,12 @@ def saved_bytes(model: SERModel, batch: Any) -> int:
     }
     seen: dict[int, tuple[Any, int]] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: torch.Tensor) -> None:  # the graph that kept an output of its own would never be freed
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage, storage.nbytes()  # held, so that no address comes twice
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         output = model(batch)
     del output
     return sum(size for _, size in seen.values())

@@ -11,6 +11,7 @@
 
 cd /shared || exit 2
 home=/shared/runs/tiny/submissions/0003
+export HF_HUB_OFFLINE=1
 id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"; id="${id:-$SLURM_JOB_ID}"
 stop="$home/meeting-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}.stop"
 trap ': > "$stop"' USR1

@@ -15,7 +15,8 @@ from ser.recipe import load
 from shards.errors import UserError
 from shards.lock import hold
 from tests.conftest import ROOT
-from tests.launch.test_submit import K8S, job, site
+from tests.launch.test_rayjob import K8S
+from tests.launch.test_submit import job, site
 from tests.submitting import write_recipe
 
 SPACE = {"models.student.train.optimizer.lr": {"low": 1e-3, "high": 1e-1, "log": True}}

@@ -7,12 +7,12 @@ from tests.bench import prosody as bench
 
 pytest.importorskip("opensmile", reason="no openSMILE here (research licence): pip install opensmile")
 
-# Pearson r, first ten over all frames, the rest over frames that both call voiced (tests/bench/prosody.py, 150 files).
+# Pearson r, first ten over all frames, the rest over frames that both call voiced (tests/bench/prosody.py; twelve files of each of five corpora).
 FLOORS = {name: 0.9999 for name in prosody.NAMES[:10]} | {
     "F0semitoneFrom27.5Hz": 0.975,
     "jitterLocal": 0.15,
     "shimmerLocaldB": 0.40,
-    "HNRdBACF": 0.97,
+    "HNRdBACF": 0.95,
     "logRelF0-H1-H2": 0.92,
     "logRelF0-H1-A3": 0.95,
     "F1frequency": 0.98,
