@@ -1,10 +1,12 @@
 """`ser plan`: exact where it says so, and set beside what a run really took."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 import ser
 from launch.display import Display
@@ -16,6 +18,7 @@ from ser.amounts import FOLDS, stated
 from ser.capacity import GIB, Need, hollow, states
 from ser.estimate import RUNTIME, Time, gpu_bytes, makespan, memory, mending, wall
 from ser.job import jobs
+from ser.models.config import ModelConfig
 from ser.recipe import load
 from ser.setting import open_setting
 from ser.training import TrainConfig
@@ -170,6 +173,18 @@ def test_every_recipe_of_the_package_can_be_planned_before_it_has_any_data(
     if name.endswith("/full"):
         assert max(need.parameters for need in made.needs) > 90e6, "the size of the papers' encoders"
     assert not list(tmp_path.iterdir()), "a plan makes nothing"
+
+
+def test_what_was_counted_is_freed():
+    """A graph that keeps an output of its own node would stay for ever, and a plan counts dozens."""
+    model = hollow(TypeAdapter(ModelConfig).validate_python(tiny.HUBERT), 4, True).train()
+    counted = saved_bytes(model, batch_of(model, 8, 30.0))
+    assert counted > 50e6
+    before = Path("/proc/self/statm").read_text().split()[1]
+    for _ in range(4):
+        assert saved_bytes(model, batch_of(model, 8, 30.0)) == counted
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) - int(before)
+    assert pages * os.sysconf("SC_PAGE_SIZE") < 2 * counted
 
 
 def test_layers_keep_what_the_second_one_does(tmp_path):
