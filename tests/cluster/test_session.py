@@ -89,7 +89,7 @@ def meets(item):
         case "refused":
             raise UserError("seven", where="here", hint="use eight")
         case "stays":
-            time.sleep(600)
+            time.sleep(600)  # until it is killed with its worker, which is what the test is about
     return number
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ser.recipe import load
-from tests.whole import run_here
+from tests.whole import places, run_here
 
 pytestmark = pytest.mark.slow
 TRAINED = ("text", "prosody", "student", "baseline", "permuted")
@@ -14,9 +14,7 @@ TRAINED = ("text", "prosody", "student", "baseline", "permuted")
 def test_the_demo_makes_its_whole_report_and_then_nothing(tmp_path):
     pytest.importorskip("espeakng_loader", reason="extra demo is not installed")
     small = [
-        f"data.path={tmp_path}/data",
-        f"data.corpora.0.root={tmp_path}/corpus",
-        f"run_dir={tmp_path}/run",
+        *places(tmp_path),
         "data.corpora.0.generate.utterances=300",
         "protocol={extends: spokenaffect, labelled: 120}",
         "seeds=[0]",

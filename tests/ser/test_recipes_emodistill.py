@@ -5,7 +5,7 @@ import pytest
 from ser.capacity import plan
 from ser.protocol import load_protocol
 from ser.recipe import load
-from tests.whole import report_of
+from tests.whole import places, report_of
 
 TEACHERS = ["linguistic", "prosodic"]
 LEVELS = {"logits": ["kl"], "embeddings": ["embedding"], "both": ["kl", "embedding"]}
@@ -60,12 +60,7 @@ def test_the_full_models_have_the_papers_sizes():
 @pytest.mark.slow
 def test_tiny_runs_whole(tmp_path):
     pytest.importorskip("espeakng_loader", reason="extra demo is not installed")
-    places = [
-        f"data.path={tmp_path}/data",
-        f"data.corpora.0.root={tmp_path}/corpus",
-        f"run_dir={tmp_path}/run",
-    ]
-    report = report_of(load("emodistill/tiny", places, "test"))
+    report = report_of(load("emodistill/tiny", places(tmp_path), "test"))
     assert set(report["order"]) == {*TEACHERS, "alone", *STUDENTS} and not report["incomplete"]
     scores = report["models"]["emodistill"]["scores"]["labels"]
     halves = [scores["subsets"][name]["utterances"] for name in ("frames 1 and 2", "frames 3 and 4")]

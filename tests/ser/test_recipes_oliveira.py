@@ -7,7 +7,7 @@ import pytest
 
 from ser.capacity import plan
 from ser.recipe import load
-from tests.whole import report_of
+from tests.whole import places, report_of
 
 PROBES = [*(f"layer{k}" for k in range(7)), "weighted"]
 CUT = ["first1", "first2", "first4", "first6"]
@@ -66,12 +66,7 @@ def test_every_variant_resolves():
 @pytest.mark.slow
 def test_tiny_runs_whole(tmp_path):
     pytest.importorskip("espeakng_loader", reason="extra demo is not installed")
-    places = [
-        f"data.path={tmp_path}/data",
-        f"data.corpora.0.root={tmp_path}/corpus",
-        f"run_dir={tmp_path}/run",
-    ]
-    report = report_of(load("oliveira2023/tiny", places, "test"))
+    report = report_of(load("oliveira2023/tiny", places(tmp_path), "test"))
     assert report["order"] == ROWS and not report["incomplete"]
     models = report["models"]
     # one set of weights a dimension over the seven states

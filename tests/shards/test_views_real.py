@@ -29,7 +29,9 @@ def rooms(corpora) -> list[str]:
 def found(folder: Path) -> list[str]:
     files = sorted(map(str, folder.glob("*.flac")))
     if not files:
-        pytest.skip(f"no files in {folder}")
+        pytest.skip(
+            f"the real corpora lack {folder.parent.name}/{folder.name}: put *.flac there, below $SER_CORPORA"
+        )
     return files
 
 
@@ -37,7 +39,7 @@ def found(folder: Path) -> list[str]:
 def speech(corpora) -> list[np.ndarray]:
     """Three acted sentences, quiet enough that no noise clips; float32 on the int16 grid, as stored audio is."""
     if not (files := sorted((corpora / "emodb/audio").glob("*.flac"))[:3]):
-        pytest.skip("no emodb/audio")
+        pytest.skip("the real corpora lack emodb/audio: put EmoDB's *.flac there, below $SER_CORPORA")
     read = [soundfile.read(path)[0] for path in files]
     return [(np.rint(x / abs(x).max() * 0.1 * 32768) / 32768).astype(np.float32) for x in read]
 
