@@ -83,12 +83,9 @@ def mend() -> int:
 
 def build() -> None:
     """Compile DeepSpeed's C++ operations once, into the folder that every later run uses."""
-    from ser.distributed import join
+    from ser.compiled import compile_operations
 
-    join()
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    compile_operations()
 
 
 def main() -> int:

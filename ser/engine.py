@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ser import universal
+from ser.compiled import compile_operations
 from ser.distributed import World, any_rank, prepare_environment
 from ser.recipe import OptimizerConfig, TrainConfig
 from ser.writing import Writing
@@ -88,6 +89,7 @@ class Engine:
         )
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that its operations were built
+            compile_operations()
             deepspeed.init_distributed(
                 dist_backend="nccl" if world.device.type == "cuda" else "gloo",
                 auto_mpi_discovery=False,
