@@ -46,7 +46,8 @@ def apply(policy: ViewPolicy, audio: np.ndarray, params: ViewParams) -> np.ndarr
 
 def render(policy: ViewPolicy, audio: np.ndarray, params: ViewParams) -> np.ndarray:
     """All operations in their order, before clipping and rounding: (source,) -> (params.samples,) float64."""
-    from scipy.signal import fftconvolve, sosfilt  # as slow to import as torch; no process needs it before its first view
+    # Takes a second, which no process waits for before its first view.
+    from scipy.signal import fftconvolve, sosfilt
 
     crop = audio[params.crop_start : params.crop_start + params.crop_samples]
     x = change_speed(crop.astype(np.float64), params.speed, params.samples)
