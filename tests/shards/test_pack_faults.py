@@ -30,7 +30,7 @@ sys.path.insert(0, {root!r})
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
-import pandas  # pyarrow asks for it; once here is quicker than in every child
+import pandas, webdataset.writer  # asked for by pyarrow and by packing; once here is quicker than in every child
 from shards import pack as packing, store as storing, targets, withdraw as withdrawing
 from tests.shards.corpus import corpus
 
