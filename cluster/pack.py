@@ -5,6 +5,7 @@ themselves, so no audio goes through Ray's object store; a task whose worker die
 """
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -17,6 +18,8 @@ from shards.dataset import Dataset
 from shards.utterance import Utterance
 from shards.verify import Problem
 
+HERE = 5.0  # seconds, about what an embedded Ray takes to start
+
 
 def over(session: Session, num_cpus: float = 1) -> Callable[[Callable[[Any], Any], list], Iterator]:
     """A `run` for `shards.pack.pack`, `verify` and `erase` whose items are Ray tasks of `num_cpus` each."""
@@ -28,16 +31,18 @@ def over(session: Session, num_cpus: float = 1) -> Callable[[Callable[[Any], Any
 
 
 class Parallel:
-    """A `run` that starts an embedded Ray once it is given more than one item, where Ray is installed; serial otherwise.
+    """A `run` that works here for some seconds and hands what is left then to an embedded Ray, where Ray is installed.
 
-    A context manager: Ray ends with it.
+    So a small dataset never waits for Ray to start. One item, or one CPU, is serial to the end. A context manager: Ray ends
+    with it.
 
     Args:
         cpus: CPUs of the embedded Ray; default all of the machine.
+        here: Seconds before Ray is started, if several items are left.
     """
 
-    def __init__(self, cpus: int | None = None):
-        self.cpus, self.stack = cpus, ExitStack()
+    def __init__(self, cpus: int | None = None, here: float = HERE):
+        self.cpus, self.here, self.stack = cpus, here, ExitStack()
         self.session: Session | None = None
 
     def __enter__(self) -> "Parallel":
@@ -49,9 +54,18 @@ class Parallel:
     def __call__(self, function: Callable[[Any], Any], items: list) -> Iterator:
         if len(items) < 2 or self.cpus == 1 or importlib.util.find_spec("ray") is None:
             return packing.serial(function, items)
-        if self.session is None:
-            self.session = self.stack.enter_context(Session(cpus=self.cpus))
-        return over(self.session)(function, items)
+        return self._run(function, items)
+
+    def _run(self, function: Callable[[Any], Any], items: list) -> Iterator:
+        began = time.monotonic()
+        for at, item in enumerate(items):
+            late = self.session is not None or time.monotonic() - began >= self.here
+            if late and len(items) - at > 1:
+                if self.session is None:
+                    self.session = self.stack.enter_context(Session(cpus=self.cpus))
+                yield from over(self.session)(function, items[at:])
+                return
+            yield function(item)
 
 
 def pack(session: Session, utterances: Iterable[Utterance], out: str, **options: Any) -> Dataset:

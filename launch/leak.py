@@ -26,7 +26,11 @@ class Leak:
 
 
 def demonstrate(
-    display: Display, recipe: str = RECIPE, overrides: dict[str | None, list[str]] | None = None
+    display: Display,
+    recipe: str = RECIPE,
+    overrides: dict[str | None, list[str]] | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[list[Leak], str]:
     """Run the three protocols and print them side by side.
 
@@ -34,6 +38,7 @@ def demonstrate(
         display: Where progress and the table go.
         recipe: A recipe with variants `random` and `emobox`.
         overrides: More `key=value` overrides by variant (None is the recipe as it stands).
+        alone: In this process, without Ray.
 
     Returns:
         A row a model, and the message with which STRICT refused EmoBox's folds.
@@ -47,7 +52,7 @@ def demonstrate(
     for variant in (CLEAN, LEAKING):
         resolved = load(recipe, more.get(variant, []), variant)
         display.say(f"{resolved.protocol}:")
-        run(resolved, display, until="evaluate")
+        run(resolved, display, until="evaluate", alone=alone)
         report = json.loads((resolved.directory / "report.json").read_text())
         scores[variant] = {
             name: report["models"][name]["scores"]["labels"]["pooled"]["ua"]["value"]
@@ -69,7 +74,7 @@ def demonstrate(
     )
     refusal = ""
     try:
-        run(load(recipe, more.get(REFUSED, []), REFUSED), display, until="train")
+        run(load(recipe, more.get(REFUSED, []), REFUSED), display, until="train", alone=alone)
     except UserError as error:
         refusal = str(error)
     assert refusal, "EmoBox's folds share all speakers, and STRICT let them pass"

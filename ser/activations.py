@@ -23,6 +23,8 @@ from shards.utterance import SAMPLE_RATE
 
 FRAMES = {"mel": 100, "prosody": 100}  # a second of these features; encoders give 50
 WORDS_A_SECOND = 2.5
+# Of small copies: a model whose layers are recomputed has the same as one that keeps them, and so have those of other depths.
+_COUNTED: dict[tuple[str, int, bool, float], int] = {}
 
 
 def batch_of(model: SERModel, rows: int, seconds: float, device: torch.device | str = "cpu") -> Any:
@@ -55,8 +57,12 @@ def activations(recipe: Recipe, name: str, seconds: float) -> float:
     config = whole(recipe, recipe.models[name].model)
 
     def kept(layers: Mapping[str, int]) -> int:
-        model = hollow(_cut(config, layers), classes, answers.dimensions).train()
-        return saved_bytes(model, batch_of(model, 1, seconds))
+        small = _cut(config, layers)
+        key = small.model_dump_json(), classes, answers.dimensions, seconds
+        if key not in _COUNTED:
+            model = hollow(small, classes, answers.dimensions).train()
+            _COUNTED[key] = saved_bytes(model, batch_of(model, 1, seconds))
+        return _COUNTED[key]
 
     deep = dict(_encoders(config))
     one = dict.fromkeys(deep, 1)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats as distributions
+from scipy.special import stdtrit
 
 from ser.pooled import METRICS, Metric, class_count
 
@@ -130,7 +130,7 @@ def interval(
         reason = "the metric is undefined without some speaker"
         return Interval(low=None, high=None, reason=reason, missing_share=share, **base)
     error = np.sqrt((count - 1) / count * ((each - each.mean()) ** 2).sum())
-    half = distributions.t.ppf(0.5 + level / 2, count - 1) * error
+    half = stdtrit(count - 1, 0.5 + level / 2) * error
     low, high = max(value - half, m.bounds[0]), min(value + half, m.bounds[1])
     return Interval(low=float(low), high=float(high), missing_share=share, **base)
 

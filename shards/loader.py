@@ -167,7 +167,7 @@ def worker_context() -> BaseContext:
     """How workers are started: the forkserver, with what they need imported beforehand (if it does not run yet)."""
     context = multiprocessing.get_context("forkserver")
     # torch by itself too: the server skips what it cannot import, and may not have this process's sys.path.
-    context.set_forkserver_preload(["torch", "torch.utils.data", "shards.loader"])
+    context.set_forkserver_preload(["torch", "torch.utils.data", "scipy.signal", "shards.loader"])
     return context
 
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 import soxr
-from scipy.signal import butter, fftconvolve, sosfilt
 
 from shards.law import hash64
 from shards.utterance import SAMPLE_RATE
@@ -47,6 +46,9 @@ def apply(policy: ViewPolicy, audio: np.ndarray, params: ViewParams) -> np.ndarr
 
 def render(policy: ViewPolicy, audio: np.ndarray, params: ViewParams) -> np.ndarray:
     """All operations in their order, before clipping and rounding: (source,) -> (params.samples,) float64."""
+    # Takes a second, which no process waits for before its first view.
+    from scipy.signal import fftconvolve, sosfilt
+
     crop = audio[params.crop_start : params.crop_start + params.crop_samples]
     x = change_speed(crop.astype(np.float64), params.speed, params.samples)
     if params.room >= 0:
@@ -156,4 +158,6 @@ def _noise(policy: ViewPolicy, params: ViewParams) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def _bandpass(low_hz: int, high_hz: int) -> np.ndarray:
+    from scipy.signal import butter
+
     return np.asarray(butter(4, (low_hz, high_hz), btype="bandpass", fs=SAMPLE_RATE, output="sos"))

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -21,6 +19,7 @@ from ser.produce import Done, Work
 from ser.recipe import Recipe
 from shards.errors import UserError
 from tests import tiny
+from tests.cluster.units import busy, dies, meets, whose
 from tests.submitting import until
 
 pytestmark = pytest.mark.slow
@@ -35,13 +34,6 @@ def session():
         yield session
     if before is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = before
-
-
-def busy(folder):
-    """What this task sees of GPUs, and when it ran."""
-    began = time.time()
-    time.sleep(0.3)
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
 
 
 def most_at_once(spans):
@@ -80,19 +72,6 @@ def test_what_no_machine_can_hold_is_refused_instead_of_waited_for(session):
         next(session.map(busy, [0], num_cpus=99))
 
 
-def meets(item):
-    """A unit that says in which process it is, and goes on once so many processes have begun."""
-    folder, count, number = item
-    Path(folder, str(os.getpid())).touch()
-    until(lambda: len(os.listdir(folder)) >= count, "the others begin", 120)
-    match number:
-        case "refused":
-            raise UserError("seven", where="here", hint="use eight")
-        case "stays":
-            time.sleep(600)  # until it is killed with its worker, which is what the test is about
-    return number
-
-
 def end(folder):
     """Whether all processes of a map do."""
     pids = os.listdir(folder)
@@ -117,17 +96,6 @@ def test_workers_with_gpus_end_when_the_caller_stops_or_a_unit_is_refused(sessio
         list(session.map(meets, [(str(refused), 2, "stays"), (str(refused), 2, "refused")], num_gpus=1))
     assert (error.value.what, error.value.where, error.value.hint) == ("seven", "here", "use eight")
     assert end(refused)
-
-
-def dies(item):
-    """A unit whose process is killed in the first `times` calls."""
-    folder, number, times = item
-    calls = Path(folder, str(number))
-    calls.mkdir(exist_ok=True)
-    (calls / str(os.getpid())).touch()
-    if len(os.listdir(calls)) <= times:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
 
 
 def test_a_unit_whose_worker_is_lost_is_done_by_another_and_given_up_at_last(session, tmp_path):
@@ -169,11 +137,20 @@ def test_units_and_trainings_take_the_gpus_of_the_recipe(session, tmp_path, monk
     assert seen <= {"0", "1"} if gpus else seen == {""}
 
 
-def test_parallel_starts_ray_for_several_items_only(session):
+def test_parallel_starts_ray_for_several_items_that_take_long(session, monkeypatch):
     with Parallel() as run:
+        assert list(run(len, ["abc", "de", "f"])) == [3, 2, 1] and run.session is None, (
+            "done before Ray is there"
+        )
+    with Parallel(here=0) as run:
         assert list(run(len, ["abc"])) == [3] and run.session is None
         with pytest.raises(UserError, match="open in this process already"):
             list(run(len, ["a", "b"]))  # this process has its session: so Ray would have been used
+    monkeypatch.setattr("cluster.pack.Session", lambda cpus: contextlib.nullcontext(session))
+    with Parallel(here=0.5) as run:
+        found = list(run(whose, range(8)))
+        assert found[:2] == [os.getpid()] * 2 and len(found) == 8, "begun here"
+        assert os.getpid() not in found[2:], "and ended there"
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

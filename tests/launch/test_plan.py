@@ -187,8 +187,8 @@ def test_what_was_counted_is_freed():
     assert pages * os.sysconf("SC_PAGE_SIZE") < 2 * counted
 
 
-def test_layers_keep_what_the_second_one_does(tmp_path):
-    """Counted on one and two layers, and the same as counted on the whole model; recomputing keeps less."""
+def test_layers_keep_what_the_second_one_does(tmp_path, monkeypatch):
+    """Counted on one and two layers, once each, and the same as on the whole model; recomputing keeps less."""
     deep = {**tiny.HUBERT, "config": {**tiny.HUBERT["config"], "num_hidden_layers": 5}}
     learns = {"role": "teacher", "objective": [{"loss": "cross_entropy"}], "train": tiny.training(2)}
     made = {
@@ -199,8 +199,14 @@ def test_layers_keep_what_the_second_one_does(tmp_path):
     recipe = load(str(tiny.write_recipe(tmp_path, values)))
     model = hollow(recipe.models["plain"].model, 4, False).train()
     whole = saved_bytes(model, batch_of(model, 1, 2.0))
+    counted = []
+    monkeypatch.setattr("ser.activations._COUNTED", {})
+    monkeypatch.setattr(
+        "ser.activations.saved_bytes", lambda *given: counted.append(1) or saved_bytes(*given)
+    )
     assert activations(recipe, "plain", 2.0) * 2.0 == pytest.approx(whole, rel=0.01)
     assert activations(recipe, "lighter", 2.0) < 0.7 * activations(recipe, "plain", 2.0)
+    assert len(counted) == 2
 
 
 @pytest.mark.slow

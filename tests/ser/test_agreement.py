@@ -1,19 +1,16 @@
 """What a recipe asks of its protocol is checked before anything is made; a model has the heads that something trains."""
 
-import copy
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ser.agreement import agree, check_dev, check_tuning, outputs
-from ser.facts import declared_tuning
+from ser.agreement import agree, check_dev, outputs
 from ser.job import Job, directory
 from ser.protocol import Fold, Labels, load_protocol
 from ser.recipe import Recipe, load
@@ -22,27 +19,7 @@ from ser.strict import validate
 from ser.train import train
 from shards.errors import UserError
 from tests import tiny
-
-FOLD = "session-ses0"
-CE, CCC = {"loss": "cross_entropy"}, {"loss": "ccc"}
-
-
-def model(*objective: dict, role: str = "baseline", kind: dict = tiny.CONV, **more: Any) -> dict[str, Any]:
-    return {"role": role, "model": kind, "objective": list(objective), "train": tiny.training(2)} | more
-
-
-def product(*names: str, **more: Any) -> dict[str, Any]:
-    kind = {"kind": "fused", "mode": "product", "components": dict.fromkeys(names)}
-    return {"role": "teacher", "model": kind} | more
-
-
-def values(
-    folder: Path, models: dict, dataset: str = "data", protocol: dict | None = None, **more: Any
-) -> dict:
-    """Plain values of a recipe; `protocol` changes keys of the tiny one, None takes a key away."""
-    made = tiny.recipe_values(folder, dataset, models, **more)
-    rules = made["protocol"] | (protocol or {})
-    return made | {"protocol": {key: value for key, value in rules.items() if value is not None}}
+from tests.ser.small_recipe import CCC, CE, FOLD, facts_of, model, product, trained, values
 
 
 def refused(folder: Path, *arguments: Any, **more: Any) -> str:
@@ -58,8 +35,14 @@ def refused(folder: Path, *arguments: Any, **more: Any) -> str:
 # -- refused when it is read ---------------------------------------------------------------------------------------------
 
 TEACHER = {"t": model(CE, role="teacher"), "d": model(CCC, role="teacher")}
+
+
 LAST = {"checkpoint": "last"}
+
+
 LONE = {"dev": None, "checkpoint": "last"}
+
+
 NO_CLASSES: dict = {"classes": {}, "select_metric": "ccc"}
 
 
@@ -170,15 +153,6 @@ def test_dev_rows_without_the_labels_that_choose_are_refused():
 # -- mistakes that used to end a training after its last step --------------------------------------------------------------
 
 
-def trained(folder: Path, dataset: str, models: dict, name: str = "m", **more: Any) -> Path:
-    recipe = validate(Recipe, values(folder, models, dataset, **more), where="test")
-    return train(recipe, Job(FOLD, name, 0))
-
-
-def facts_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "model/model.json").read_text())
-
-
 def test_a_protocol_without_dev_trains_to_the_last_weights(tmp_path, tiny_dataset):
     models = {"m": model(CE, train=tiny.training(2, evaluate_every=1))}
     folder = trained(tmp_path, tiny_dataset, models, protocol=LONE)
@@ -280,181 +254,3 @@ def test_copies_of_a_product_are_made_of_copies(tmp_path, tiny_dataset):
     path.write_text(json.dumps(facts))
     with pytest.raises(UserError, match="part that it must not hear"):
         produce.teacher_work(setting, every[1])
-
-
-# -- settings tuned with a test set in view ---------------------------------------------------------------------------------
-
-SEEN = {"selection": "non-nested", "data": "trials on session ses0"}
-
-
-def test_non_nested_settings_are_refused_under_strict_unless_the_recipe_says_so(tmp_path):
-    models = {"m": model(CE)}
-    with pytest.raises(UserError, match=r"non-nested\): trials on session ses0") as error:
-        load(str(tiny.write_recipe(tmp_path, values(tmp_path, models, tuned_on=SEEN))))
-    assert "allow_non_nested: true" in str(error.value)
-    for passes in ({"allow_non_nested": True}, {"protocol": {"strictness": "LEGACY"}}):
-        assert load(
-            str(tiny.write_recipe(tmp_path, values(tmp_path, models, tuned_on=SEEN, **passes)))
-        ).tuned_on
-
-
-def test_speakers_that_are_tested_make_settings_non_nested(tmp_path, tiny_dataset):
-    """Whatever `selection` claims, and before the first step."""
-    claimed = {"selection": "outside", "data": "two speakers", "speakers": ["tiny/s0", "tiny/s7"]}
-    models = {"m": model(CE)}
-    with pytest.raises(UserError, match=r"STRICT: .*two speakers \(1 test entry: tiny/s0\)"):
-        trained(tmp_path, tiny_dataset, models, tuned_on=claimed)
-    allowed = validate(
-        Recipe, values(tmp_path, models, tiny_dataset, tuned_on=claimed, allow_non_nested=True), where="test"
-    )
-    (finding,) = check_tuning(open_setting(allowed))
-    assert declared_tuning(open_setting(allowed)) == claimed | {"selection": "non-nested"}
-    assert (finding.kind, finding.level, finding.items) == ("non-nested", "note", ("tiny/s0",))
-    legacy = values(tmp_path, models, tiny_dataset, {"strictness": "LEGACY"}, tuned_on=claimed)
-    (finding,) = check_tuning(open_setting(validate(Recipe, legacy, where="test")))
-    assert finding.level == "leak"
-    honest = copy.deepcopy(claimed) | {"speakers": ["tiny/s7"]}
-    clean = validate(Recipe, values(tmp_path, models, tiny_dataset, tuned_on=honest), where="test")
-    assert check_tuning(open_setting(clean)) == []
-
-
-def test_every_row_says_where_its_settings_come_from():
-    from ser.report.words import is_non_nested, settings
-
-    def told(declared: str | None, searched: str = "untuned") -> str:
-        values = None if declared is None else {"selection": declared, "data": "a few trials"}
-        exposure = {"declared": values, "tuning": searched}
-        assert is_non_nested(exposure) == settings(exposure).startswith("non-nested")
-        return settings(exposure)
-
-    assert told(None) == "settings as written, not searched here"
-    assert told("outside") == "settings chosen on a few trials"
-    assert told("nested") == "settings tuned inside each fold: a few trials"
-    assert told("non-nested") == "non-nested: settings tuned on a few trials"
-    assert told(None, "nested") == "searched inside each fold; other settings as written"
-    assert told("outside", "non-nested").startswith("non-nested: searched with sight")
-    assert (
-        told("non-nested", "nested")
-        == "non-nested: searched inside each fold; settings tuned on a few trials"
-    )
-
-
-# -- utterances that cannot be read -------------------------------------------------------------------------------------------
-
-
-def work_of(count: int, teacher: Job | None = None) -> list[Any]:
-    from ser.produce import Work
-
-    name = teacher.model if teacher else "mel"
-    return [Work(teacher, 0, 1, {name: np.arange(count)}), Work(teacher, 0, 2, {name: np.arange(count)})]
-
-
-@pytest.mark.parametrize("teacher,what", [(None, "features"), (Job(FOLD, "text", 0), "targets of text")])
-def test_a_stage_with_too_many_unreadable_utterances_fails(teacher, what):
-    from ser.produce import Done
-    from ser.quarantine import Quarantine
-
-    recipe = SimpleNamespace(data=SimpleNamespace(max_quarantined=0.05, path="data/x"))
-    tally = Quarantine(recipe, work_of(100, teacher))  # type: ignore[arg-type]
-    bad = [(f"k{i}", "no frames") for i in range(6)]
-    tally.add(Done(50, 1.0, bad[:5]))
-    tally.add(Done(50, 1.0, bad[:5]))  # the same ones in another view count once
-    with pytest.raises(UserError) as error:
-        tally.add(Done(50, 1.0, bad[5:]))
-    message = str(error.value)
-    assert f"{what}: 6 of 100 utterances" in message and "k0: no frames; k1: no frames; k2" in message
-    assert "data.max_quarantined=0.06 goes on" in message
-
-
-@pytest.mark.slow
-def test_features_that_are_not_finite_fail_now_and_at_the_next_call(tmp_path, monkeypatch):
-    from ser import produce
-
-    kind, stored = tiny.CONV | {"features": "stored"}, {"mel": {"kind": "mel", "options": {"bands": 20}}}
-    made = values(tmp_path, {"m": model(CE, kind=kind)}, tiny.make_dataset(tmp_path), features=stored)
-    setting = open_setting(validate(Recipe, made, where="test"))
-    work, right = produce.feature_work(setting), produce._extractor
-
-    def broken(config: str) -> Any:
-        def extract(*audio: Any) -> tuple:
-            frames, lengths = right(config)(*audio)
-            return frames * float("nan"), lengths
-
-        return extract
-
-    monkeypatch.setattr(produce, "_extractor", broken)
-    with pytest.raises(UserError, match=r"features: \d+ of 64 utterances .*tiny-u\d+: its mel is not finite"):
-        list(produce.serial(setting.recipe, work))
-    monkeypatch.undo()
-    with pytest.raises(
-        UserError, match=r"mel: \d+ of 64 utterances .*more than data.max_quarantined=0.01: tiny-u"
-    ):
-        produce.feature_work(
-            setting
-        )  # committed as given up: a second call does not go on as if nothing was wrong
-    patient = copy.deepcopy(made)
-    patient["data"]["max_quarantined"] = 0.5
-    assert produce.feature_work(open_setting(validate(Recipe, patient, where="test")))
-
-
-# -- checkpoints ----------------------------------------------------------------------------------------------------------------
-
-
-def test_checkpoints_are_written_by_default():
-    from ser.recipe import TrainConfig
-
-    assert TrainConfig(steps=1).checkpoint_seconds == 600
-    for text, seconds in (("90 s", 90), ("1.5h", 5400), ("2 min", 120)):
-        assert TrainConfig(steps=1, checkpoint_every=text).checkpoint_seconds == seconds
-    for quiet in (None, 7):
-        assert TrainConfig(steps=1, checkpoint_every=quiet).checkpoint_seconds is None
-
-
-@pytest.mark.slow
-def test_a_killed_training_goes_on_from_a_checkpoint_of_the_clock(tmp_path, tiny_dataset):
-    from tests.faults import Kill, heard_steps, killed, same_training
-    from tests.faults import trained as trained_alone
-
-    models = {"m": model(CE, train=tiny.training(6, checkpoint_every="0.000001 s"))}
-    whole = trained_alone(values(tmp_path / "whole", models, tiny_dataset), (FOLD, "m", 0))
-    recipe = values(tmp_path / "killed", models, tiny_dataset)
-    killed(recipe, (FOLD, "m", 0), Kill("ser.train:train_step", 4))
-    folder = trained_alone(recipe, (FOLD, "m", 0), record=str(tmp_path / "steps"))
-    assert sorted(heard_steps(tmp_path / "steps")) == [3, 4, 5], "three steps were done and kept"
-    same_training(whole, folder)
-
-
-@pytest.mark.slow
-def test_ten_bad_steps_keep_the_weights_before_them(tmp_path, tiny_dataset, monkeypatch):
-    """Without any checkpoint before: what is kept are the weights that the last good step left."""
-    from safetensors.torch import load_file
-
-    import ser.train
-    from ser.checkpoint import committed, read_state, verify
-    from ser.loss import Objective
-
-    original = Objective.slot_loss
-    calls = []
-
-    def slot_loss(self: Objective, *arguments: Any) -> tuple:
-        calls.append(1)
-        loss, shares = original(self, *arguments)
-        return loss * (1.0 if len(calls) <= 3 else float("nan")), shares
-
-    monkeypatch.setattr(Objective, "slot_loss", slot_loss)
-    recipe = validate(
-        Recipe, values(tmp_path, {"m": model(CE, train=tiny.training(40))}, tiny_dataset), where="test"
-    )
-    with pytest.raises(UserError, match=r"the weights before them stay in .*checkpoints/step-3") as error:
-        ser.train.train(recipe, Job(FOLD, "m", 0))
-    assert "models.NAME.train.optimizer.lr" in str(error.value)
-    folder = directory(recipe, Job(FOLD, "m", 0))
-    assert committed(folder) == [3] and verify(folder / "checkpoints/step-3") == []
-    state, _ = read_state(folder, 3)
-    assert (state.step, state.skipped, state.skipped_in_a_row) == (3, 0, 0)
-    # it goes on from there: three good steps are not done again
-    monkeypatch.undo()
-    done = ser.train.train(recipe, Job(FOLD, "m", 0))
-    straight = trained(tmp_path / "straight", tiny_dataset, {"m": model(CE, train=tiny.training(40))})
-    a, b = (load_file(f / "model/model.safetensors") for f in (done, straight))
-    assert all((a[name] == b[name]).all() for name in b)

@@ -41,7 +41,6 @@ def test_the_table_has_its_rows(name, monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, corpora):
     """Where data and runs of these tests go; the dataset and its functionals are made once for all of them."""
-    pytest.importorskip("ray")
     folder = tmp_path_factory.mktemp("open")
 
     def overrides(run_name: str) -> list[str]:
@@ -59,7 +58,7 @@ def place(tmp_path_factory, corpora):
 def test_heard_speakers_are_worth_points_and_emobox_folds_are_refused_by_name(place, monkeypatch, corpora):
     monkeypatch.setenv("SER_CORPORA", str(corpora))
     more = {None: place("clean"), "random": place("random"), "emobox": place("emobox")}
-    rows, refusal = demonstrate(Display(quiet=True), overrides=more)
+    rows, refusal = demonstrate(Display(quiet=True), overrides=more, alone=True)
     assert {row.model for row in rows} == {"mfcc_logistic", "mfcc_svm"}
     for row in rows:
         assert row.clean > 0.6, "the floor of these functionals is 73.7 UA"

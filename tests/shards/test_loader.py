@@ -1,17 +1,8 @@
 """Loading: every guarantee of `shards.loader` and `shards.batch`, on packed audio, plans, views and stored targets."""
 
 import io
-import json
-import multiprocessing
-import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,90 +13,22 @@ import torch
 
 from shards.dataset import Dataset
 from shards.errors import UserError
-from shards.loader import Batch, Loader, Needs, check_views, iterate, load_slot
-from shards.pack import pack
-from shards.plan import Plan, PlanConfig
+from shards.loader import Loader, Needs, check_views, iterate, load_slot
 from shards.slots import Slot
 from shards.targets import NO_INPUT, PRESENT, QUARANTINED, VIEW_POLICY, Output, TargetSpec, TargetStore
-from shards.utterance import Utterance
-from shards.views import ViewPolicy, apply, params, view_samples
-
-ROOT = Path(__file__).resolve().parents[2]
-N = 40
-POLICY = ViewPolicy(
-    count=3, seed=5, gain_db=(-6.0, 6.0), speed=(900, 1100), noise="synthetic", snr_db=(10.0, 20.0),
-    crop={"policy": "random", "seconds": 0.25},
-)  # fmt: skip
+from shards.views import apply, params, view_samples
+from tests.shards.loading import MEL, POLICY, TEACHER, N, pack_tones, planned, said, same, spoil, stored
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
-    """40 utterances of 0.1 to 0.34 s in six shards of two corpora; every third has a text."""
-    folder = tmp_path_factory.mktemp("packed")
-    rng = np.random.default_rng(0)
-    utterances = []
-    for i in range(N):
-        path = folder / f"{i:03d}.wav"
-        tone = np.sin(np.arange(1600 + 96 * i) * (0.05 + 0.002 * i)) * 0.3
-        soundfile.write(path, tone + rng.normal(0, 0.01, len(tone)), 16000, subtype="PCM_16")
-        said = {"text": f"words {i}", "text_source": "human"} if i % 3 == 0 else {}
-        corpus = "aa" if i % 2 else "bb"
-        utterances.append(
-            Utterance(
-                key=f"{corpus}-{i:03d}",
-                corpus=corpus,
-                audio=str(path),
-                recording=f"r{i}",
-                speaker="s",
-                **said,
-            )
-        )
-    assert len(pack(utterances, str(folder / "dataset"), shard_seconds=1.5).shards) >= 5
-    return folder / "dataset"
+    return pack_tones(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture
 def dataset(packed, tmp_path) -> Dataset:
     shutil.copytree(packed, tmp_path / "dataset")
     return Dataset.open(str(tmp_path / "dataset"))
-
-
-def planned(
-    dataset: Dataset, slots: int = 4, policy: ViewPolicy | None = POLICY, pool_shards: int = 2
-) -> Plan:
-    config = PlanConfig(
-        seed=3, slot_seconds=0.8, slots=slots, views=policy.count if policy else 0, pool_shards=pool_shards
-    )
-    rows = np.flatnonzero(dataset.alive)
-
-    def durations(rows, views):
-        return view_samples(policy, dataset.key_hash[rows], views, dataset.samples[rows])
-
-    return Plan(
-        dataset.key_hash, dataset.samples, dataset.shard, dataset.corpus, rows, config,
-        view_samples=durations if policy else None,
-    )  # fmt: skip
-
-
-def stored(
-    dataset: Dataset, name: str, outputs, policy: ViewPolicy | None = POLICY, views=range(4)
-) -> TargetStore:
-    """A store in which output values tell their row, view and place."""
-    spec = TargetSpec(name, outputs, {VIEW_POLICY: (policy or ViewPolicy()).hash()})
-    store = TargetStore.create(dataset, spec)
-    for unit in store.due(np.ones(len(dataset), bool), views):
-        arrays = {o.name: [said(o, int(r), unit.view) for r in unit.rows] for o in outputs}
-        store.write(unit, np.full(len(unit.rows), PRESENT, np.uint8), arrays)
-    return store
-
-
-def said(output: Output, row: int, view: int) -> np.ndarray:
-    shape = (row % 5 + 1, *output.shape) if output.ragged else output.shape
-    return np.arange(int(np.prod(shape))).reshape(shape) + row + 100.0 * view
-
-
-MEL = (Output("mel", "frame", (3,), "float16"),)
-TEACHER = (Output("logits", "utterance", (4,), "float16"), Output("frames", "frame", (2,)))
 
 
 def from_tar(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -119,30 +42,6 @@ def from_tar(dataset: Dataset) -> dict[str, np.ndarray]:
                         io.BytesIO(tar.extractfile(member).read()), dtype="float32"
                     )[0]
     return out
-
-
-def same(a: Batch, b: Batch) -> None:
-    """Two batches are equal bit for bit, in every field."""
-    assert canonical(a.__dict__) == canonical(b.__dict__)
-
-
-def canonical(value):
-    """Nested fields with arrays and tensors as (type, dtype, shape, bytes)."""
-    if isinstance(value, dict):
-        return {name: canonical(item) for name, item in value.items()}
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        array = np.asarray(value)
-        return type(value).__name__, array.dtype.str, array.shape, array.tobytes()
-    return value
-
-
-def spoil(dataset: Dataset, row: int) -> None:
-    """Overwrites the FLAC bytes of a row in its tar."""
-    shard = dataset.shards[int(dataset.shard[row])]
-    os.chmod(shard.url, 0o644)
-    with open(shard.url, "r+b") as tar:
-        tar.seek(int(dataset.offset[row]))
-        tar.write(b"\xa5" * int(dataset.size[row]))
 
 
 def test_waveforms_are_the_views_of_what_the_tars_hold(dataset):
@@ -244,40 +143,6 @@ def test_empty_slots_give_empty_batches(dataset):
     assert batch.targets["t"]["logits"].shape == (0, 4) and batch.target_present["t"].shape == (0,)
 
 
-def test_moving_and_pickling_keep_everything_and_use_no_shared_memory(dataset):
-    teacher = stored(dataset, "teacher", TEACHER)
-    batch = load_slot(
-        dataset, Slot(np.array([1, 2]), np.array([0, 1])), Needs(True, True, {}, {"t": teacher}), POLICY
-    )
-    same(batch, batch.to("cpu"))
-    assert batch.to("meta").targets["t"]["logits"].device.type == "meta"
-    from multiprocessing.reduction import ForkingPickler
-
-    data = bytes(ForkingPickler.dumps(batch))
-    assert b"rebuild_storage" not in data and b"torch.multiprocessing" not in data
-    back = pickle.loads(data)
-    same(batch, back)
-    back.waveform[0, 0] = 1.0  # arrives writable
-
-
-def test_boxes_carry_batches_and_notice_an_early_refill(dataset):
-    from shards.parcel import Boxes
-
-    batch = load_slot(dataset, Slot(np.arange(6), np.zeros(6, np.int64)), Needs(waveform=True))
-    boxes = Boxes(workers=2, count=2)
-    parcels = [boxes.pack(1, batch), boxes.pack(1, {"empty": np.zeros((0, 3))})]
-    back = boxes.open(parcels[0])
-    same(back, batch)
-    back.waveform[0, 0] = 1.0  # writable, and the receiver's own
-    same(boxes.open(parcels[0]), batch)
-    assert boxes.open(parcels[1])["empty"].shape == (0, 3)
-    boxes.pack(1, batch)
-    with pytest.raises(AssertionError, match="filled again"):
-        boxes.open(parcels[0])
-    boxes.close()
-    assert boxes.files == []
-
-
 @pytest.mark.parametrize("slots", [4, 6])
 def test_any_world_loads_the_batches_of_world_one(dataset, slots):
     plan = planned(dataset, slots=slots)
@@ -359,131 +224,3 @@ def test_which_frames_are_the_feature(dataset):
     )
     with pytest.raises(UserError, match="which output"):
         load_slot(dataset, nothing, Needs(features={"x": two}), POLICY)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing_and_go_away(dataset, workers):
-    spoil(dataset, 11)
-    mel, teacher = stored(dataset, "mel", MEL), stored(dataset, "teacher", TEACHER)
-    needs = Needs(True, True, {"mel": mel}, {"t": teacher})
-    plan = planned(dataset)
-    stop = plan.total_steps(1)
-    here = list(Loader(dataset, plan, needs, POLICY, 0, 2, 0, stop))
-    there = list(Loader(dataset, plan, needs, POLICY, 0, 2, 0, stop, workers=workers))
-    for (step, a), (other, b) in zip(here, there, strict=True):
-        assert step == other
-        for x, y in zip(a, b, strict=True):
-            same(x, y)
-    assert multiprocessing.active_children() == []
-    taken = []
-
-    def slots():
-        for row in range(20):
-            taken.append(row)
-            yield Slot(np.array([row]), np.array([0]))
-
-    batches = iterate(dataset, slots(), Needs(waveform=True), None, workers, prefetch=3)
-    for i in range(4):
-        assert next(batches).rows.tolist() == [i]
-        assert len(taken) <= i + 1 + 3 * workers
-    batches.close()
-    assert multiprocessing.active_children() == []
-
-
-@pytest.mark.slow
-def test_an_error_in_a_worker_reads_as_if_it_were_here(dataset):
-    empty = TargetStore.create(dataset, TargetSpec("mel", MEL, {VIEW_POLICY: ViewPolicy().hash()}))
-    slots = [Slot(np.array([0]), np.array([0]))]
-    with pytest.raises(UserError) as error:
-        list(iterate(dataset, slots, Needs(features={"mel": empty}), None, workers=1))
-    assert error.value.what.startswith("feature 'mel' was not computed") and "Traceback" not in str(
-        error.value
-    )
-    assert multiprocessing.active_children() == []
-
-
-CHILD = """
-import itertools, json, os, sys
-sys.path.insert(0, {root!r})
-import numpy as np
-from shards.dataset import Dataset
-from shards.loader import Needs, iterate
-from shards.slots import Slot
-
-if __name__ == "__main__":
-    slots = (Slot(np.arange(8) + i % 30, np.zeros(8, np.int64)) for i in itertools.count())
-    batches = iterate(Dataset.open({url!r}), slots, Needs(waveform=True), None, workers=2)
-    for i, batch in enumerate(batches):
-        if i == 20:
-            if {when!r} == "idle":
-                batches.close()
-            print("loading", flush=True)
-        if i >= 20 and {when!r} != "loading":
-            sys.stdin.read()
-"""
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """pid -> start time of all processes below one."""
-    out = {}
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        out |= {int(child): start_time(int(child))} | descendants(int(child))
-    return out
-
-
-def start_time(pid: int) -> str | None:
-    """Field 22 of /proc/pid/stat; None where there is no such process or it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def shared_memory_of(pids) -> set[str]:
-    """Files of /dev/shm that processes hold mapped or open."""
-    names: set[str] = set()
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            if "/dev/shm/" in line:
-                names.add(line.split(maxsplit=5)[5].removesuffix(" (deleted)"))
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = os.readlink(link)
-            except FileNotFoundError:
-                continue
-            if target.startswith("/dev/shm/"):
-                names.add(target.removesuffix(" (deleted)"))
-    return names
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["loading", "stalled", "idle"])
-def test_sigkill_leaves_no_process_and_no_file(dataset, tmp_path, when):
-    """Killed while its workers are loading, while they wait with full queues, and when they have ended."""
-    script = tmp_path / "child.py"
-    # short: sockets lie below it, and their paths have at most 108 characters
-    temporary = Path(tempfile.mkdtemp(prefix="ser-"))
-    script.write_text(CHILD.format(root=str(ROOT), url=dataset.url, when=when))
-    child = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    try:
-        assert child.stdout.readline() == b"loading\n"
-        family = descendants(child.pid)
-        assert len(family) >= 2
-        files = shared_memory_of([child.pid, *family])
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    deadline = time.monotonic() + 90  # on a busy machine
-    left = family
-    while left and time.monotonic() < deadline:
-        left = {pid: t for pid, t in left.items() if t is not None and start_time(pid) == t}
-        time.sleep(0.05)
-    assert left == {}, json.dumps(left)
-    assert [name for name in files if os.path.exists(name)] == []
-    assert list(temporary.iterdir()) == []
-    temporary.rmdir()

@@ -1,15 +1,11 @@
-"""shards.pack, manifest, verify, withdraw: same bytes always, nothing lost, nothing leaks, damage is named."""
+"""Packing: the same bytes always, additions that leave old files alone, and audio that cannot be packed named and counted."""
 
 import json
 import multiprocessing
-import os
 import random
 import shutil
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,16 +13,15 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.audio import BadAudio, load
+from shards.audio import load
 from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.index import key_hash
 from shards.pack import pack, plan_shards
 from shards.utterance import Utterance
 from shards.verify import verify
-from shards.withdraw import erase, withdraw
-from tests.conftest import ROOT
-from tests.shards.corpus import corpus, flip, tree
+from tests.shards.bad_audio import bad_files
+from tests.shards.corpus import corpus, tree
 
 SECONDS = 0.4
 
@@ -192,27 +187,6 @@ def test_nothing_to_pack(tmp_path):
         Dataset.open(tmp_path / "out")
 
 
-def bad_files(folder: Path) -> dict[str, str]:
-    """Broken file -> word of the reason that must be given."""
-    folder.mkdir(parents=True)
-    tone = 0.1 * np.sin(np.arange(8_000) / 9).astype(np.float32)
-    (folder / "text.wav").write_text("this is not audio")
-    soundfile.write(folder / "empty.wav", tone[:0], 16_000)
-    (folder / "zero.wav").write_bytes(b"")
-    nan = tone.copy()
-    nan[77] = np.nan
-    soundfile.write(folder / "nan.wav", nan, 16_000, subtype="FLOAT")
-    soundfile.write(folder / "hour.wav", np.zeros(3_600_000, np.int16), 1_000, subtype="PCM_U8")
-    return {
-        "text": "unreadable",
-        "empty": "empty",
-        "zero": "unreadable",
-        "nan": "non-finite",
-        "hour": "too long",
-        "missing": "unreadable",
-    }
-
-
 def test_broken_audio_is_quarantined_and_odd_audio_is_packed(tmp_path):
     folder = tmp_path / "bad"
     reasons = bad_files(folder)
@@ -261,328 +235,6 @@ def test_too_much_broken_audio_fails_and_keeps_the_work(tmp_path):
     assert len(dataset) == 20 and len(dataset.quarantined()) == 6
     # Two broken files are never enough, whatever the share.
     assert len(pack([good[0], *bad[:2]], tmp_path / "few")) == 1
-
-
-def test_withdrawal_is_a_tombstone(utterances, tmp_path):
-    old = pack(utterances, tmp_path / "out", shard_seconds=SECONDS)
-    before = tree(tmp_path / "out")
-    dataset = withdraw(tmp_path / "out", "toy/s1")
-    after = tree(tmp_path / "out")
-    assert {name for name in after if before.get(name) != after[name]} == {"dataset.json"}
-    gone = [u.key for u in utterances if (u.corpus, u.speaker) == ("toy", "s1")]
-    assert dataset.keys() == old.keys() and gone
-    assert [key for key, alive in zip(dataset.keys(), dataset.alive) if not alive] == sorted(
-        gone, key=key_hash
-    )
-    assert old.alive.all() and Dataset.open(tmp_path / "out", generation=1).alive.all()
-    assert withdraw(tmp_path / "out", "toy/s1").generation == 2
-    with pytest.raises(UserError, match="no speaker 'toy/s9'") as error:
-        withdraw(tmp_path / "out", "toy/s9")
-    assert "toy/s" in error.value.hint
-
-
-def test_erase_removes_audio_rows_and_targets(utterances, tmp_path):
-    out = tmp_path / "out"
-    old = pack(utterances, out, shard_seconds=SECONDS)
-    secret = [
-        old.flac([row])[0] for row in range(len(old)) if old.speaker[row] == old.speakers.index("toy/s1")
-    ]
-    touched = {int(old.shard[r]) for r in range(len(old)) if old.speaker[r] == old.speakers.index("toy/s1")}
-    for shard in old.shards:
-        old.store.put(f"targets/t/0123/v003/{shard.number:06d}.arrow", b"target")
-    withdraw(out, "toy/s1")
-    dataset = erase(out)
-    assert dataset.generation == 3 and dataset.alive.all() and "toy/s1" not in dataset.speakers
-    kept = {u.key for u in utterances if (u.corpus, u.speaker) != ("toy", "s1")}
-    assert set(dataset.keys()) == kept and verify(out) == []
-    numbers = {shard.number for shard in dataset.shards}
-    assert not numbers & touched and min(numbers - {s.number for s in old.shards}) >= len(old.shards)
-    left = {int(Path(name).stem) for name in dataset.store.list("targets")}
-    assert left == {s.number for s in old.shards} - touched
-    for path in out.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            assert not any(flac in data for flac in secret), path
-    with pytest.raises(UserError, match="erased"):
-        Dataset.open(out, generation=1)
-    # Neither the old command nor an addition brings the speaker back.
-    assert pack(utterances, out, shard_seconds=SECONDS).generation == 3
-    more = corpus(tmp_path / "src", "toy", 14)
-    added = pack(more, out, shard_seconds=SECONDS, add=True)
-    assert {u.key for u in more if u.speaker != "s1"} <= set(added.keys()) and "toy/s1" not in added.speakers
-    again = tree(out)
-    erase(out)
-    assert tree(out) == again
-
-
-def test_a_speaker_with_broken_audio_only_can_be_erased(tmp_path):
-    bad_files(tmp_path / "bad")
-    bad = Utterance(
-        key="text", corpus="toy", audio=str(tmp_path / "bad" / "text.wav"), recording="r", speaker="bob"
-    )
-    pack([*corpus(tmp_path / "src"), bad], tmp_path / "out")
-    withdraw(tmp_path / "out", "toy/bob")
-    dataset = erase(tmp_path / "out")
-    assert dataset.quarantined() == [] and len(dataset) == 12 and verify(tmp_path / "out") == []
-
-
-def damage(out: Path) -> dict[str, tuple[str, str | None]]:
-    """Name of a case -> (file that must be named, key that must be named)."""
-    dataset = Dataset.open(out)
-    row = dataset.row("toy-3")
-    shard = f"shards/{dataset.shards[dataset.shard[row]].number:06d}.tar"
-    index = f"index/{dataset.shards[dataset.shard[row]].number:06d}.parquet"
-    return {"audio": (shard, "toy-3"), "json": (shard, "toy-3"), "header": (shard, "toy-3"), "cut": (shard, None),
-            "gone": (shard, None), "index": (index, None), "index cut": (index, None), "index gone": (index, None),
-            "plan": ("plan.arrow", None), "plan cut": ("plan.arrow", None)}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "case", ["audio", "json", "header", "cut", "gone", "index", "index cut", "index gone", "plan", "plan cut"]
-)
-def test_verify_names_all_damage(utterances, tmp_path, case):
-    out = tmp_path / "out"
-    dataset = pack(utterances, out, shard_seconds=SECONDS)
-    row = dataset.row("toy-3")
-    file, key = damage(out)[case]
-    path, offset, size = out / file, int(dataset.offset[row]), int(dataset.size[row])
-    match case:
-        case "audio":
-            flip(path, offset + size // 2)
-        case "json":
-            flip(path, offset + -(-size // 512) * 512 + 512 + 20)
-        case "header":
-            flip(path, offset - 512)
-        case "index":
-            flip(path, 100)
-        case "plan":
-            flip(path, path.stat().st_size // 2)
-        case "cut" | "index cut" | "plan cut":
-            os.truncate(path, path.stat().st_size // 2)
-        case _:
-            path.unlink()
-    problems = verify(out)
-    assert problems and {problem.file for problem in problems} == {file}, problems
-    if key:
-        assert key in {problem.key for problem in problems}, problems
-    if case == "plan cut":  # derived: opening makes it again
-        assert Dataset.open(out).keys() == dataset.keys() and verify(out) == []
-    if case.startswith("index"):
-        (out / "plan.arrow").unlink()
-        with pytest.raises(UserError, match=r"index .*(missing|damaged|rows)|damaged"):
-            Dataset.open(out).keys()
-    if case == "cut":
-        found = dataset.audio(range(len(dataset)))
-        assert any(isinstance(audio, BadAudio) for audio in found)
-        assert all(isinstance(a, BadAudio) or len(a) == n for a, n in zip(found, dataset.samples))
-    if case == "gone":
-        with pytest.raises(UserError, match="shard is missing"):
-            dataset.audio([row])
-
-
-def test_damaged_manifest_is_a_user_error(utterances, tmp_path):
-    pack(utterances, tmp_path / "out", shard_seconds=SECONDS)
-    path = tmp_path / "out" / "dataset.json"
-    whole = path.read_text()
-    changed = json.loads(whole)
-    changed["shards"][0]["sha256"] = "0" * 64
-    for text in (whole[:100], "[]", json.dumps(changed)):
-        path.write_text(text)
-        with pytest.raises(UserError, match="damaged"):
-            Dataset.open(tmp_path / "out")
-    path.write_text(json.dumps({**json.loads(whole), "format": 99}))
-    with pytest.raises(UserError, match="format 99"):
-        verify(tmp_path / "out")
-
-
-KILLER = '''
-"""Runs a packing job in forked children that kill themselves at their n-th write, sync, rename or deletion."""
-import json, os, random, shutil, signal, sys
-sys.path.insert(0, {root!r})
-from contextlib import contextmanager
-from pathlib import Path
-import numpy as np
-import pandas  # pyarrow asks for it; once here is quicker than in every child
-from shards import pack as packing, store as storing, targets, withdraw as withdrawing
-from tests.shards.corpus import corpus
-
-base, scenario, points = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-given = corpus(base / "src", "toy", 8)
-more = corpus(base / "src", "later", 5)
-
-def job(out):
-    if scenario == "pack":
-        packing.pack(given, out, shard_seconds=0.4)
-    elif scenario == "add":
-        packing.pack(more, out, shard_seconds=0.4, add=True)
-    else:
-        withdrawing.withdraw(out, "toy/s1")
-        withdrawing.erase(out)
-
-def prepare(out):
-    if scenario == "pack":
-        return
-    dataset = packing.pack(given, out, shard_seconds=0.4)
-    spec = targets.TargetSpec("teacher", (targets.Output("y", "frame", (3,)),))
-    store = targets.TargetStore.create(dataset, spec)
-    for unit in store.due(np.ones(len(dataset), bool), [0, 1]):
-        said = [np.full((2 + row % 3, 3), row + 100 * unit.view, np.float32) for row in unit.rows]
-        store.write(unit, np.ones(len(said), np.uint8), {{"y": said}})
-
-def forked(function, *args):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function(*args)
-            os._exit(0)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-def arm(at, log):
-    count = [0]
-    def tick(what):
-        count[0] += 1
-        if log:
-            with open(log, "a") as file:
-                file.write(what + "\\n")
-        if count[0] == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def around(name, original):
-        def wrapped(*args, **kwargs):
-            tick("before " + name)
-            result = original(*args, **kwargs)
-            tick("after " + name)
-            return result
-        return wrapped
-    real_create = storing.Store.create
-    @contextmanager
-    def create(self, name):
-        with real_create(self, name) as file:
-            class Halves:  # every write can die in its middle
-                def write(self, data):
-                    half = len(data) // 2
-                    file.write(data[:half])
-                    file.flush()
-                    tick("half of " + name.rsplit("/")[0])
-                    return half + file.write(data[half:])
-            yield Halves()
-    storing.Store.create = create
-    for name in ("replace", "fsync", "unlink"):
-        setattr(os, name, around(name, getattr(os, name)))
-
-def armed(at, log, out):
-    arm(at, log)
-    job(out)
-
-whole = base / "whole"
-assert forked(prepare, whole) == 0
-assert forked(armed, -1, base / "log", whole) == 0
-events = (base / "log").read_text().splitlines()
-total = len(events)
-# One of each kind of event for certain (the last: those of the commit), and a seeded sample of the others.
-chosen = set({{what: at for at, what in enumerate(events, 1)}}.values())
-chosen |= set(random.Random(scenario).sample(range(1, total + 1), min(points, total)))
-chosen = sorted(chosen)
-for at in chosen:
-    out = base / f"killed-{{at}}"
-    assert forked(prepare, out) == 0
-    assert forked(armed, at, None, out) == -signal.SIGKILL, at
-    assert forked(job, out) == 0, at
-print(json.dumps([events, chosen]))
-'''
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["pack", "add", "erase"])
-def test_kill_anywhere_then_the_same_command_gives_the_same_bytes(tmp_path, scenario):
-    script = tmp_path / "killer.py"
-    script.write_text(KILLER.format(root=str(ROOT)))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), scenario, "8"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    events, chosen = json.loads(done.stdout.splitlines()[-1])
-    assert {"half of shards", "half of index", "half of dataset.json", "after replace"} <= {
-        events[at - 1] for at in chosen
-    }
-    assert scenario != "erase" or "half of targets" in {events[at - 1] for at in chosen}
-    wanted = tree(tmp_path / "whole")
-    for at in chosen:
-        assert tree(tmp_path / f"killed-{at}") == wanted, (
-            f"killed at event {at}, {events[at - 1]}, of {len(events)}"
-        )
-
-
-def test_finished_shards_are_not_made_again(utterances, tmp_path, monkeypatch):
-    def stops(function, items):
-        yield from map(function, items[:2])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pack(utterances, tmp_path / "out", shard_seconds=SECONDS, run=stops)
-    assert not (tmp_path / "out" / "dataset.json").exists()
-    made = []
-    dataset = pack(
-        utterances, tmp_path / "out", shard_seconds=SECONDS, progress=lambda r, *_: made.append(r.written)
-    )
-    assert made == [False, False] + [True] * (len(dataset.shards) - 2)
-    # Leavings of another plan are removed, and never taken for shards of this one.
-    with pytest.raises(KeyboardInterrupt):
-        pack(utterances, tmp_path / "two", shard_seconds=0.1, run=lambda f, items: stops(f, items * 2))
-    assert len(tree(tmp_path / "two")) == 4
-    pack(utterances, tmp_path / "three", shard_seconds=0.01)
-    (tmp_path / "three" / "dataset.json").unlink()
-    assert len(tree(tmp_path / "three")) > len(tree(tmp_path / "out"))
-    for name in ("two", "three"):
-        pack(utterances, tmp_path / name, shard_seconds=SECONDS)
-        assert tree(tmp_path / name) == tree(tmp_path / "out")
-
-
-def test_an_index_never_vouches_for_a_later_tar(utterances, tmp_path, monkeypatch):
-    """Killed between tar and index of other labels of equal length, the first labels' index must not be believed."""
-
-    def dies(*_):
-        raise KeyboardInterrupt
-
-    changed = [replace(u, label="angry" if u.label == "happy" else u.label) for u in utterances]
-    pack(utterances, tmp_path / "out", shard_seconds=SECONDS)
-    (tmp_path / "out" / "dataset.json").unlink()
-    sizes = {p.name: p.stat().st_size for p in (tmp_path / "out" / "shards").iterdir()}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("shards.pack.write_index", dies)
-        pack(changed, tmp_path / "out", shard_seconds=SECONDS)
-    assert sizes == {p.name: p.stat().st_size for p in (tmp_path / "out" / "shards").iterdir()}
-    dataset = pack(utterances, tmp_path / "out", shard_seconds=SECONDS)
-    assert "toy/happy" in dataset.labels and verify(tmp_path / "out") == []
-
-
-def test_full_disk_is_a_user_error_and_resumable(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
-    try:
-        utterances = corpus(tmp_path / "src", count=60)
-        with pytest.raises(UserError, match="no space left"):
-            pack(utterances, disk / "out", shard_seconds=SECONDS)
-        assert not (disk / "out" / "dataset.json").exists()
-        assert not [p for p in disk.rglob("*") if p.name.startswith(".tmp")]
-        with pytest.raises(UserError, match="no dataset"):
-            Dataset.open(disk / "out")
-        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
-        assert len(pack(utterances, disk / "out", shard_seconds=SECONDS)) == 60
-        pack(utterances, tmp_path / "whole", shard_seconds=SECONDS)
-        assert tree(disk / "out") == tree(tmp_path / "whole")
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow

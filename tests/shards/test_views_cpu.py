@@ -15,7 +15,7 @@ from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from shards.views import ViewPolicy, params
 from shards.views.ops import quantise, render, synthetic_room, white
 from tests.conftest import ROOT
-from tests.shards.test_views import FULL, keys, speech
+from tests.shards.viewed import FULL, keys, speech
 
 # What numpy, soxr, glibc's mathematics and OpenBLAS (which nothing here should call) choose by the CPU.
 LESSER = {

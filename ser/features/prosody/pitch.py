@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from ser.features.prosody.framing import LONG_FFT, RATE
@@ -52,6 +51,8 @@ def octave_scale(device: torch.device) -> tuple[tuple[slice, Tensor], ...]:
 
     A spline's influence falls by 3.7 per bin, so blocks of points need few bins each: (bins, matrix) per block.
     """
+    from scipy.interpolate import CubicSpline  # slow to import, and needed once
+
     hz = np.arange(BINS) * BIN
     hz[0] = BIN / 2  # log2(0) has no place on the scale
     points = LOWEST * 2.0 ** (np.arange(BINS) / PER_OCTAVE)
