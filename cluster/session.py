@@ -242,8 +242,11 @@ class Session:
                     # By force: an interrupt is lost on a task that waits in compiled code, and work is idempotent.
                     ray.cancel(reference, force=True)
 
-    def room(self, num_cpus: float, num_gpus: float, count: int = 1, **more: Any) -> Room:
-        """Whether `count` such tasks find room at once, which may come for `wait` seconds; `more` as `Room` has it.
+    def room(
+        self, num_cpus: float, num_gpus: float, count: int = 1, least: int | None = None, **more: Any
+    ) -> Room:
+        """Whether `count` such tasks (or `least` of them, where that is enough) find room at once, which may come for `wait`
+        seconds; `more` as `Room` has it.
 
         Raises:
             UserError: They would take more than `cpus`.
@@ -255,7 +258,7 @@ class Session:
                 hint=f"raise cluster.cpus, or lower {more.get('keys', 'cluster.cpus_per_task or train.workers')}",
             )
         patience = self.wait if self.address is not None else 0.0
-        return Room(num_cpus, num_gpus, count, patience=patience, say=self.say, **more)
+        return Room(num_cpus, num_gpus, least or count, patience=patience, say=self.say, **more)
 
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs that this session may use at once, of those that the cluster has now."""
