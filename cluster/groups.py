@@ -40,7 +40,8 @@ def train_groups(
     workers = {job: train_config(recipe, job).workers for job in jobs}
     waiting = sorted(jobs, key=lambda job: -workers[job])
     if waiting:
-        session.room(want.cpus_per_task, want.gpus_per_task, workers[waiting[0]]).wait()
+        least = train_config(recipe, waiting[0]).least
+        session.room(want.cpus_per_task, want.gpus_per_task, workers[waiting[0]], least).wait()
     running: list[Training] = []
     failures: list[Exception] = []
     asked: list[float] = []

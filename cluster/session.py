@@ -181,7 +181,7 @@ class Session:
             function: Picklable; tasks are repeated when their worker dies, so it must be idempotent.
             items: Small picklable things (URLs and numbers, no audio); drawn as there is room.
             num_cpus: CPUs a task takes.
-            max_in_flight: Tasks handed to Ray at a time; default twice the cluster's CPUs.
+            max_in_flight: Tasks handed to Ray at a time; default twice the CPUs that the cluster has by then.
             max_retries: Repeats of a task whose worker or node died; -1 without end.
             num_gpus: GPUs a task takes; it sees these alone. Then the tasks are done by as many long-lived workers as the
                 cluster holds, all asked for at once: Ray ends a process after one task with GPUs, and what it had loaded.
@@ -197,11 +197,15 @@ class Session:
         room = self.room(num_cpus, num_gpus)
         room.wait()
         home = replace(self.home, folder=os.getcwd())
+
+        def limit() -> int:
+            return max_in_flight or self._in_flight(room, num_cpus)
+
         if num_gpus > 0:
             worker = ray.remote(Caller).options(num_cpus=num_cpus, num_gpus=num_gpus)
             held = math.inf if self.address is None else HELD
             crew = Crew(lambda: worker.remote(function, home), held=held)
-            results = pull(crew, items, room, lambda: max_in_flight or self._in_flight(num_cpus), max_retries)
+            results = pull(crew, items, room, limit, max_retries)
             with closing(results):
                 for index, (result, self.node) in results:
                     yield index, result
@@ -212,13 +216,13 @@ class Session:
             return function(item), own_address()
 
         task = ray.remote(num_cpus=num_cpus, max_retries=max_retries)(call)
-        limit = max_in_flight or self._in_flight(num_cpus)
         queue = enumerate(items)
         running: dict[Any, int] = {}
         came = False
         try:
             while True:
-                while len(running) < limit and (item := next(queue, None)) is not None:
+                most = limit()  # machines come and go
+                while len(running) < most and (item := next(queue, None)) is not None:
                     running[task.remote(item[1])] = item[0]
                 if not running:
                     return
@@ -242,8 +246,11 @@ class Session:
                     # By force: an interrupt is lost on a task that waits in compiled code, and work is idempotent.
                     ray.cancel(reference, force=True)
 
-    def room(self, num_cpus: float, num_gpus: float, count: int = 1, **more: Any) -> Room:
-        """Whether `count` such tasks find room at once, which may come for `wait` seconds; `more` as `Room` has it.
+    def room(
+        self, num_cpus: float, num_gpus: float, count: int = 1, least: int | None = None, **more: Any
+    ) -> Room:
+        """Whether `count` such tasks (or `least` of them, where that is enough) find room at once, which may come for `wait`
+        seconds; `more` as `Room` has it.
 
         Raises:
             UserError: They would take more than `cpus`.
@@ -255,7 +262,7 @@ class Session:
                 hint=f"raise cluster.cpus, or lower {more.get('keys', 'cluster.cpus_per_task or train.workers')}",
             )
         patience = self.wait if self.address is not None else 0.0
-        return Room(num_cpus, num_gpus, count, patience=patience, say=self.say, **more)
+        return Room(num_cpus, num_gpus, least or count, patience=patience, say=self.say, **more)
 
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs that this session may use at once, of those that the cluster has now."""
@@ -267,9 +274,9 @@ class Session:
             have["CPU"] = min(have["CPU"], self.cpus)
         return have
 
-    def _in_flight(self, num_cpus: float) -> int:
-        """Tasks handed to Ray at a time: enough that none of the CPUs waits, and never more than `cpus` of a joined cluster."""
-        fit = int(self.resources()["CPU"] / (num_cpus or 1))
+    def _in_flight(self, room: Room, num_cpus: float) -> int:
+        """Tasks handed to Ray at a time: enough that no CPU that is there now waits, and never more than `cpus` of a joined cluster."""
+        fit = min(room.now(), int(self.resources()["CPU"] / (num_cpus or 1)))
         return max(1, fit) if self.address is not None and self.cpus is not None else max(2, 2 * fit)
 
     def describe(self) -> str:

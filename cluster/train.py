@@ -3,7 +3,8 @@
 The run directory is the truth: on a restart after a lost worker or machine the loop reads its own committed checkpoint
 there. Ray gets a number to show, never a copy of the checkpoint. A user's mistake is not a lost worker: it is written down
 and ends the training instead of being tried again. A request to stop travels as a file, which every rank sees; so does the
-notice that a machine is given up, upon which the training saves at the next step boundary and goes on without it.
+notice that a machine is given up, upon which the training saves at the next step boundary and goes on without it; with
+fewer workers where no other takes its place and the recipe allows that (`train.workers_min`).
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.elastic import shrinking
 from cluster.place import Home, bind_gloo
 from cluster.room import leaving
 from cluster.session import PATIENCE, Session
@@ -29,7 +31,15 @@ from shards.errors import UserError
 
 MOST_IN_VAIN = 3
 # files beside Ray's own of a training
-STOP, STOPPED, STEPS, STARTS, LAST, LEAVE = "stop", "stopped", "steps", "starts", "last", "leave-"
+STOP, STOPPED, STEPS, STARTS, WORLD, LAST, LEAVE = (
+    "stop",
+    "stopped",
+    "steps",
+    "starts",
+    "world",
+    "last",
+    "leave-",
+)
 
 
 class Training:
@@ -37,7 +47,8 @@ class Training:
 
     Ray waits for all of them in a thread: there it leaves Ctrl-C to us (its own handler ends the process with code 0), and
     whoever asks `over` again and again looks at what the training writes. Its workers come all at once or not at all, so of
-    two that wait for each other's room one goes on.
+    two that wait for each other's room one goes on. Where `train.workers_min` are enough, those that find no room within
+    `cluster.wait` are missed until it starts again.
 
     Args:
         session: Whose cluster they are on.
@@ -50,14 +61,15 @@ class Training:
 
     def __init__(self, session: Session, recipe: Recipe, job: Job):
         want, self.job, self.say = recipe.cluster, job, session.say
-        self.workers = train_config(recipe, job).workers
-        self.room = session.room(want.cpus_per_task, want.gpus_per_task, self.workers)
+        config = train_config(recipe, job)
+        self.workers, self.world, self.short = config.workers, config.workers, False
+        self.room = session.room(want.cpus_per_task, want.gpus_per_task, self.workers, config.least)
         self.room.enough()
         self.asked: float | None = None
         self.storage = forget(recipe, job)  # of a killed call
         self.storage.mkdir(parents=True)
         self._failures: list[BaseException] = []
-        trainer = _trainer(recipe, job, self.workers, session.home, self.storage)
+        trainer = _trainer(recipe, job, self.room.patience, session.home, self.storage)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self._thread.start()
 
@@ -115,7 +127,9 @@ class Training:
         refuse_where_full(self.storage)
         self.room.enough()
         begun = (self.storage / STARTS).is_file()
-        self.room.begun(begun)
+        if self.room.count < self.workers:
+            self._count()
+        self.room.begun(begun or self.short)
         for node in leaving():
             if not (notice := self.storage / f"{LEAVE}{node}").exists():
                 notice.touch()
@@ -125,17 +139,31 @@ class Training:
         if self.asked is not None and (not begun or time.monotonic() - self.asked > WITHIN):
             raise Stopped("stopped on request, at the last checkpoint; run the same command to go on")
 
+    def _count(self) -> None:
+        """Say when fewer workers find room than are asked for, and with how many it goes on."""
+        short, before = self.room.now() < self.workers, self.world
+        if short and not self.short:
+            self.say(
+                f"{self.job}: not all of its {self.workers} workers find room; machines are waited for up to "
+                f"{self.room.patience:.0f} s (cluster.wait), then it goes on with fewer (train.workers_min)"
+            )
+        self.short = short
+        with contextlib.suppress(OSError, ValueError):
+            self.world = int((self.storage / WORLD).read_text())
+        if self.world != before:
+            self.say(f"{self.job}: trains with {self.world} of {self.workers} workers now")
+
     def close(self) -> None:
         """Remove what lies beside the training's directory; workers that have not ended find nothing to go on with."""
         shutil.rmtree(self.storage, ignore_errors=True)
 
 
-def _trainer(recipe: Recipe, job: Job, workers: int, home: Home, storage: Path) -> Any:
-    """Ray's trainer of one job."""
+def _trainer(recipe: Recipe, job: Job, patience: float, home: Home, storage: Path) -> Any:
+    """Ray's trainer of one job; for room for all workers it waits `patience` seconds where fewer are enough."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    want = recipe.cluster
+    want, config = recipe.cluster, train_config(recipe, job)
     gpu = want.gpus_per_task > 0
     return TorchTrainer(
         _loop,
@@ -147,7 +175,7 @@ def _trainer(recipe: Recipe, job: Job, workers: int, home: Home, storage: Path) 
         },
         torch_config=_on_its_network(home)(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers,
+            num_workers=config.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": want.cpus_per_task, **({"GPU": want.gpus_per_task} if gpu else {})},
         ),
@@ -155,6 +183,7 @@ def _trainer(recipe: Recipe, job: Job, workers: int, home: Home, storage: Path) 
             name="ray",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=-1),  # `_note_start` counts those that lead nowhere
+            callbacks=shrinking(config, want, patience),
         ),
     )
 
@@ -215,6 +244,7 @@ def _loop(config: dict[str, Any]) -> None:
     try:
         config["home"].enter()
         if rank == 0:
+            atomic.write(storage / WORLD, str(context.get_world_size()))
             _note_start(storage, directory(recipe, config["job"]))
         train(recipe, config["job"], _teller(storage / STEPS), PATIENCE, StopFlag(storage / STOP, leave))
     except Stopped as stopped:

@@ -196,6 +196,12 @@ def read_state(directory: Path, step: int) -> tuple[State, dict[str, Any]]:
     return State(**values["state"]), values["identity"]
 
 
+def last_world(directory: Path) -> int | None:
+    """Workers that wrote the newest committed checkpoint; None without one."""
+    steps = committed(directory)
+    return read_state(directory, steps[-1])[1]["world"] if steps else None
+
+
 def restore(directory: Path, engine: Engine, identity: dict[str, Any]) -> State:
     """Load the newest committed checkpoint, or start from nothing.
 

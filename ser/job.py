@@ -26,7 +26,7 @@ GRIDS = ".grids"
 ASSEMBLED = TrainConfig(steps=1, tensorboard=False)
 # How a training is run, not what it computes: changing these neither repeats a finished training nor drops a checkpoint.
 OPERATIONAL = {
-    "workers", "zero_stage", "offload", "loader_workers", "threads", "log_every", "tensorboard", "checkpoint_every",
+    "workers", "workers_min", "zero_stage", "offload", "loader_workers", "threads", "log_every", "tensorboard", "checkpoint_every",
     "checkpoint_background", "keep_checkpoints", "max_quarantined",
 }  # fmt: skip
 

@@ -127,6 +127,8 @@ def fit(x: Ingredients, folder: Path, world: World, stop: StopFlag, report: Repo
     if world.main:
         keep_begins(folder, x.plan)
     events = _events(x, folder, state.step - 1) if world.main else None
+    if events and (before := checkpoint.last_world(folder)) not in (None, world.size):
+        events.write("world", state.step, workers=world.size, before=before)
     total = x.total_steps
     loader = Loader(
         x.dataset, x.plan, x.needs, x.policy, rank=world.rank, world=world.size,

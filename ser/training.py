@@ -26,7 +26,11 @@ class TrainConfig(Strict):
     `checkpoint_every` is a number of steps, or wall time ("90 s", "10 min", "2 h"); a checkpoint changes no result. With
     `checkpoint_background` the training waits for a copy of its state in host memory only, and goes on while that is
     written; it is committed at the first step by which every rank has written.
+    `workers_min` lets a training on Ray go on with fewer workers where machines are lost and none comes within `cluster.wait`:
+    with the most that find room and divide the slots, until it starts again and there is room for more.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"workers_min"})
 
     steps: int | None = Field(default=None, gt=0)
     epochs: int | None = Field(default=None, gt=0)
@@ -53,6 +57,7 @@ class TrainConfig(Strict):
     keep_checkpoints: int = Field(default=2, gt=0)
     log_every: int = Field(default=20, gt=0)
     workers: int = Field(default=1, gt=0)
+    workers_min: int | None = Field(default=None, gt=0)
     loader_workers: int = Field(default=0, ge=0)
     threads: int = Field(default=1, gt=0)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
@@ -65,6 +70,12 @@ class TrainConfig(Strict):
         if self.slots % self.workers:
             fit = [w for w in range(1, self.slots + 1) if self.slots % w == 0]
             raise ValueError(f"workers {self.workers} must divide slots {self.slots}; these do: {fit}")
+        if self.slots % self.least or self.least > self.workers:
+            fit = [w for w in range(1, self.workers + 1) if self.slots % w == 0]
+            raise ValueError(
+                f"workers_min {self.least} must divide slots {self.slots} and be no more than workers {self.workers}; "
+                f"these are: {fit}"
+            )
         every = self.checkpoint_every
         if (every <= 0) if isinstance(every, int) else (every is not None and not self.checkpoint_seconds):
             raise ValueError(
@@ -76,6 +87,11 @@ class TrainConfig(Strict):
                 f"offload {self.offload} needs zero_stage {lowest} or more, not {self.zero_stage}"
             )
         return self
+
+    @property
+    def least(self) -> int:
+        """Workers without which it does not go on."""
+        return self.workers if self.workers_min is None else self.workers_min
 
     @property
     def checkpoint_seconds(self) -> float | None:

@@ -69,18 +69,23 @@ def arm(kill: Kill) -> None:
     patch(kill.where, make)
 
 
+def note_heard(path: str, engine: Any, step: int, slots: list) -> None:
+    """Append what a global step hears on this rank to `path`: {"step", "slots": {slot number: [key/view]}}."""
+    world = engine.world
+    heard = {
+        str(world.rank + i * world.size): [f"{key}/{view}" for key, view in zip(b.keys, b.views)]
+        for i, b in enumerate(slots)
+    }
+    with open(f"{path}.{world.rank}", "a") as file:
+        file.write(json.dumps({"step": step, "slots": heard}) + "\n")
+
+
 def record_steps(path: str) -> None:
-    """Append what each global step hears on this rank to `path`: {"step", "slots": {slot number: [key/view]}}."""
+    """Note what each global step hears."""
 
     def make(original: Callable) -> Callable:
         def wrapper(x: Any, engine: Any, step: int, slots: list, factor: float) -> Any:
-            world = engine.world
-            heard = {
-                str(world.rank + i * world.size): [f"{key}/{view}" for key, view in zip(b.keys, b.views)]
-                for i, b in enumerate(slots)
-            }
-            with open(f"{path}.{world.rank}", "a") as file:
-                file.write(json.dumps({"step": step, "slots": heard}) + "\n")
+            note_heard(path, engine, step, slots)
             return original(x, engine, step, slots, factor)
 
         return wrapper

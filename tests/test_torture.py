@@ -4,6 +4,7 @@ import pytest
 
 from tests.torture.jobs import JOBS
 from tests.torture.once import a_round
+from tests.torture.rounds import Whole, play
 from tests.torture.table import (
     AGAIN,
     BY_ITSELF,
@@ -45,6 +46,12 @@ def test_records_are_appended_past_a_torn_line_and_counted(tmp_path):
     assert "| pack | write | 3 | driver 3 | 1 | 1 | 0 | 1 |" in table and "FAILED: two differ" in table
     assert "| all | | 3 | | 1 | 1 | 0 | 1 |" in table and "driver: why not" in table
     assert "1 drawn moments did not come" in table
+
+
+def test_where_there_is_no_slurm_its_machines_are_skipped_and_the_record_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.torture.on_slurm.missing", lambda: ["slurmd"])
+    record = play(draw(0, JOBS["slurm"], 0), Whole(tmp_path, {}, {}), tmp_path, 1.0)
+    assert record.outcome == SKIPPED and record.detail.startswith("no slurmd (apt-get install")
 
 
 @pytest.mark.slow

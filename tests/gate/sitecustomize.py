@@ -1,7 +1,8 @@
 """On PYTHONPATH: SER_TEST_GATE="PHASE:FILE,..." holds work at a phase until the file is there or it is told to stop.
 
 A phase is a number (before that step of a training), "pack" (before a shard) or "targets" (before a unit of targets). Whoever waits
-leaves FILE.at-HOST, HOST being $SER_TEST_HOST; who was told to stop there, FILE.told-HOST. So a test disturbs a run at one moment, on however busy a machine, in whatever
+leaves FILE.at-HOST, HOST being $SER_TEST_HOST; who was told to stop there, FILE.told-HOST. What the steps of trainings hear goes to
+$SER_TEST_HEARD.RANK, where that is set. So a test disturbs a run at one moment, on however busy a machine, in whatever
 process Slurm or Ray runs it.
 """
 
@@ -41,6 +42,10 @@ class _Gate(importlib.abc.MetaPathFinder):
             def held(*args):
                 # the flag of ser.train.fit, which calls train_step(x, engine, step, ...)
                 _hold(PHASES.get(name) or str(args[2]), sys._getframe(1).f_locals.get("stop"))
+                if name == "ser.step" and (path := os.environ.get("SER_TEST_HEARD")):
+                    from tests.faults import note_heard
+
+                    note_heard(path, *args[1:4])
                 return original(*args)
 
             held.__module__, held.__qualname__ = original.__module__, original.__qualname__

@@ -57,6 +57,8 @@ WRONG = [
     ({"steps": None}, "exactly one of steps and epochs"),
     ({"steps": -1}, "greater than 0"),
     ({"slots": 6, "workers": 4}, r"these do: [1, 2, 3, 6]"),
+    ({"slots": 4, "workers": 2, "workers_min": 4}, r"no more than workers 2; these are: [1, 2]"),
+    ({"slots": 4, "workers": 4, "workers_min": 3}, r"must divide slots 4 and"),
     ({"precision": "fp16"}, "precision"),
     ({"zero_stage": 4}, "zero_stage"),
     ({"warmup": 2}, "less than or equal to 1"),

@@ -1,4 +1,5 @@
-"""The jobs under torture: pack, targets, train, sweep, and a sweep of many trials. Each is a command of `ser` over a tiny corpus, small enough for a minute.
+"""The jobs under torture: pack, targets, train, sweep, a sweep of many trials, and a training that is submitted to Slurm. Each is a
+command of `ser` over a tiny corpus, small enough for a minute.
 
 A job is made ready once (what comes before the stage under torture is finished), and a copy of that is tortured. What it
 gives is told as name -> bytes, to be compared with what the undisturbed job gave: the same names and the same bytes.
@@ -30,7 +31,8 @@ class Job:
     """One kind of work.
 
     Attributes:
-        name: "pack", "targets", "train", "sweep" or "study", which is a longer sweep.
+        name: "pack", "targets", "train", "sweep", "study", which is a longer sweep, or "slurm", which is the training as a job
+            of two machines.
         ready: Verb that makes what comes before, None for nothing.
         verb: The command under torture.
         victims: Who is killed, or what happens: "disk", "clock" and "network".
@@ -66,6 +68,7 @@ JOBS = {
             ("write", "commit", "checkpoint", "idle"),
         ),
         Job("study", "pack", "sweep", ("driver", "raylet"), ("commit",), rounds=2),
+        Job("slurm", "pack", "train", ("slurm-node",), ("write", "commit", "collective", "checkpoint", "idle"), rounds=5),
     )
 }  # fmt: skip
 
@@ -76,7 +79,7 @@ def write_recipe(job: str, folder: Path, corpus: Path, dataset: str) -> Path:
     few = tiny.training(6, slots=2, slot_seconds=3.0, checkpoint_every=2, evaluate_every=2)
     sound = {"role": "teacher", "model": tiny.CONV, "objective": LABELS, "train": few}
     models: dict[str, Any] = {"sound": sound}
-    if job == "train":
+    if job in ("train", "slurm"):
         sound["train"] = few | {"workers": 2, "zero_stage": 2}
     if job == "targets":  # asked of the teacher only because somebody reads them
         terms = [{"loss": "kl", "teacher": "sound"}]
@@ -110,7 +113,7 @@ def results(job: str, folder: Path, dataset: Callable[[], Found]) -> Found:
     found: Found = {}
     if job in ("pack", "targets"):
         found = {name: data for name, data in dataset().items() if not name.startswith(ASIDE)}
-    elif job == "train":
+    elif job in ("train", "slurm"):
         found = training(run / "folds/session-ses0/sound/seed-0")
     else:
         found = trials(run / "sweep")

@@ -1,5 +1,5 @@
 """Where a fault takes place: folder, dataset, environment, and what must be there for the disk to fill, the clock to jump,
-the object store to die or a machine to lose its network.
+the object store to die, a machine to lose its network or Slurm to lose a machine.
 """
 
 import contextlib
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster_suite.hosts import Hosts, missing
+from tests.cluster_suite.slurm import Slurm
 from tests.conftest import ROOT
 from tests.launch.test_run import nothing_left
 from tests.object_store import KEYS, Cloud
+from tests.torture import on_slurm
 from tests.torture.jobs import Found
 from tests.torture.table import Fault
 
@@ -54,6 +56,7 @@ class Scene:
         environment: Beside the hook's.
         server: The object store.
         hosts: Machines of a cluster, the first of which runs the commands.
+        slurm: To which the commands are submitted.
     """
 
     folder: Path
@@ -64,10 +67,15 @@ class Scene:
     environment: dict[str, str] = field(default_factory=dict)
     server: "S3 | None" = None
     hosts: Hosts | None = None
+    slurm: Slurm | None = None
 
     def ser(self, verb: str, recipe: Path, patience: float) -> subprocess.CompletedProcess:
         """`ser VERB RECIPE` here, with a fault to come."""
         given = environment(self.told, self.control, self.mark) | self.environment
+        if self.slurm is not None:
+            site = on_slurm.profile(self.control, given)
+            must(ser("submit", recipe, self.slurm.env, patience, "--profile", str(site), "--until", verb))
+            return on_slurm.to_its_end(self.slurm, self.folder / "run", self.hit, patience)
         if self.hosts is None:
             return ser(verb, recipe, given, patience)
         joined = [f"cluster.address={self.hosts.head}", f"cluster.token_file={self.hosts.token}"]
@@ -76,7 +84,8 @@ class Scene:
     def hit(self) -> dict[str, Any] | None:
         """What the hook wrote down when it struck; None where the moment, or the victim, did not come."""
         flag = Path(self.told["flag"])
-        found = json.loads(flag.read_text()) if flag.is_file() else None
+        words = flag.read_text() if flag.is_file() else ""
+        found = json.loads(words) if words else None
         return found if found and (found["pid"] or self.told["victim"] in NO_PROCESS) else None
 
     def mend(self) -> None:
@@ -159,6 +168,11 @@ def set_scene(fault: Fault, at: int, folder: Path, control: Path, mark: str) -> 
             told["cut"] = {name: scene.hosts.cutting(name) for name in names[1:]}
             scene.hosts.env |= environment(told, control, mark)
             scene.hosts.start(*names)
+            yield scene
+    elif fault.victim == "slurm-node":
+        if absent := on_slurm.absent():
+            raise Missing(absent)
+        with on_slurm.two_machines() as scene.slurm:
             yield scene
     else:
         yield scene

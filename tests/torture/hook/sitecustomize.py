@@ -50,6 +50,7 @@ def strike() -> None:
     if victim not in ("disk", "clock", "network"):
         pid = find(victim)
     about = {"pid": pid, "by": title(os.getpid()), "of": title(pid), "ray": os.environ.get("RAY_TMPDIR")}
+    about["node"] = os.environ.get("SLURMD_NODENAME")
     os.write(flag, json.dumps(about).encode())
     os.close(flag)
     if victim == "disk":
@@ -62,6 +63,8 @@ def strike() -> None:
         # this host, unless it is the one that the command was typed on
         command = TOLD["cut"].get(os.environ.get("SER_TEST_HOST")) or TOLD["cut"]["h2"]
         subprocess.run(command, check=True)
+    elif victim == "slurm-node":
+        time.sleep(600)  # whoever reads the flag kills this machine, this process with it
     elif pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -80,6 +83,8 @@ def find(victim: str) -> int | None:
     """Pid of the victim among the job's own processes; whoever works at this moment goes first."""
     if victim == "s3":
         return TOLD["s3"]
+    if victim == "slurm-node":
+        return os.getpid()
     if victim == "driver":
         return int(os.environ["SER_TORTURE_DRIVER"])
     ray_worker = "default_worker.py" in ME
