@@ -20,7 +20,9 @@ def compile_operations() -> None:
     from deepspeed.ops import __compatible_ops__  # pyright: ignore[reportAttributeAccessIssue]
     from torch.utils.cpp_extension import _get_build_directory
 
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    accelerator = get_accelerator()
+    assert accelerator is not None
+    builder = accelerator.create_op_builder("ShareMemCommBuilder")
     if builder is None or not __compatible_ops__.get(builder.NAME, False):
         return
     folder = Path(_get_build_directory(builder.name, verbose=False))
