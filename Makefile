@@ -41,7 +41,7 @@ test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --ignore tests/cluster_suite
 
 # Its daemons and network namespaces want to be root; what lacks packages or rights is skipped, and fails with
-# SER_REQUIRE_SLURM=1 and SER_REQUIRE_HOSTS=1.
+# SER_REQUIRE_SLURM=1, SER_REQUIRE_HOSTS=1 and SER_REQUIRE_KUBECTL=1.
 test-cluster: env
 	$(BIN)/python -m pytest tests/cluster_suite
 

@@ -5,12 +5,16 @@ on); the operator itself submits (HTTPMode), so no submitter pod can fail in its
 Gives up: `kubectl` does the talking, with the context that it has. Nothing is mounted but what the profile names.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launch.profile import Kubernetes, Profile
@@ -19,6 +23,8 @@ from launch.yaml_text import dump
 from shards.errors import UserError
 
 RECIPE = "/etc/ser/recipe.yaml"
+PATIENCE = 300.0  # seconds: a RayJob that is deleted waits for its cluster
+GRACE = 3.0  # seconds between two looks at a job whose log is followed, and for its last lines
 _QUEUED = {"", "Initializing", "Waiting", "Suspending", "Suspended", "Retrying"}
 
 
@@ -144,7 +150,13 @@ def apply(job: Job, text: str, profile: Profile) -> list[str]:
     (job.home / "job.yaml").write_text(text)
     namespace = profile.kubernetes.namespace
     _kubectl("delete", "rayjob", job.name, f"--namespace={namespace}", "--ignore-not-found", "--wait=true")
-    _kubectl("apply", "--filename", str(job.home / "job.yaml"))
+    try:
+        _kubectl("apply", "--filename", str(job.home / "job.yaml"))
+    except UserError:
+        # one document may have been taken: a RayJob without its recipe, or with that of a submission before
+        with contextlib.suppress(UserError):
+            _kubectl("delete", "rayjob", job.name, f"--namespace={namespace}", "--ignore-not-found")
+        raise
     return [job.name]
 
 
@@ -175,12 +187,39 @@ def logs(record: Record, follow: bool) -> Iterator[str]:
             where=record.ids[-1],
             hint="ser status; its log is in the run directory too",
         )
-    head = _kubectl("get", "pods", f"--namespace={_namespace(record)}", f"--selector=ray.io/cluster={cluster},ray.io/node-type=head", "--output=name").strip()  # fmt: skip
+    head = _kubectl("get", "pods", f"--namespace={_namespace(record)}", f"--selector=ray.io/cluster={cluster},ray.io/node-type=head", "--output=name").split()  # fmt: skip
+    if not head:
+        raise UserError(
+            "its cluster has no head now", where=record.ids[-1], hint="ser status; ser logs, a little later"
+        )
     log = f"/tmp/ray/session_latest/logs/job-driver-{ray_id}.log"
-    command = ["kubectl", "exec", f"--namespace={_namespace(record)}", head, "--", "tail", "-n", "+1", *(["-F"] if follow else []), log]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    tail = ["tail", "-n", "+1", *(["-F"] if follow else []), log]
+    command = ["kubectl", "exec", f"--namespace={_namespace(record)}", "--container=ray-head", head[0], "--", *tail]  # fmt: skip
+    ended = threading.Event()
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:  # fmt: skip
         assert process.stdout is not None
-        yield from process.stdout
+        if follow:
+            threading.Thread(target=_end_with, args=(record, process, ended), daemon=True).start()
+        try:
+            yield from process.stdout
+            code = process.wait()
+        finally:
+            process.terminate()  # of a reader that has seen enough
+        errors.seek(0)
+        if code and not ended.is_set() and (not follow or status(record).phase != "ended"):
+            raise _refusal(command[1:], errors.read() or f"exit code {code}")
+
+
+def _end_with(record: Record, process: subprocess.Popen, ended: threading.Event) -> None:
+    """`tail -F` goes on for ever: end it some seconds after its job."""
+    while process.poll() is None:
+        with contextlib.suppress(UserError):  # asked again
+            if status(record).phase == "ended":
+                time.sleep(GRACE)
+                ended.set()
+                process.terminate()
+                return
+        time.sleep(GRACE)
 
 
 def cancel(record: Record) -> None:
@@ -204,13 +243,26 @@ def _kubectl(*arguments: str) -> str:
             "there is no kubectl on this machine",
             hint="install it, or take the YAML of --dry-run to a machine that has it",
         )
-    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, timeout=300)
+    try:
+        done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise _refusal(arguments, f"no answer within {PATIENCE:.0f} s") from None
     if done.returncode == 0:
         return done.stdout
-    said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    hint = (
-        "is KubeRay installed there?"
-        if "the server doesn't have a resource type" in said
-        else "kubectl config current-context; kubectl auth can-i create rayjobs"
+    raise _refusal(arguments, done.stderr.strip() or f"exit code {done.returncode}")
+
+
+def _refusal(arguments: Sequence[str], said: str) -> UserError:
+    """What kubectl could not do, in its own last words."""
+    absent = ("the server doesn't have a resource type", 'no matches for kind "RayJob"')
+    away = ("was refused", "no such host", "i/o timeout", "Unable to connect", "no answer")
+    hint = "kubectl config current-context; kubectl auth can-i create rayjobs"
+    if any(words in said for words in absent):
+        hint = "is KubeRay installed there?"
+    elif any(words in said for words in away):
+        hint = "is it the right cluster (kubectl config current-context), and can this machine reach it (kubectl version)?"
+    return UserError(
+        f"Kubernetes refuses: {said.strip().splitlines()[-1]}",
+        where=shlex.join(["kubectl", *arguments[:3]]),
+        hint=hint,
     )
-    raise UserError(f"Kubernetes refuses: {said}", where=shlex.join(["kubectl", *arguments[:3]]), hint=hint)
