@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.node import AT_ONCE
 from launch import record as records
 from launch import submit as submitting
 from tests.conftest import ROOT
@@ -34,7 +35,7 @@ def cluster(tmp_path_factory):
     port = free_port()
     env = os.environ | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(folder), "PYTHONPATH": "",
-        "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **AT_ONCE,
     }  # fmt: skip
     options = {
         "port": free_port(), "dashboard-host": "127.0.0.1", "dashboard-port": port, "num-cpus": 2, "min-worker-port": 0,

@@ -21,7 +21,7 @@ from cluster.sweep import drive
 from shards.errors import UserError
 from tests.cluster_suite import toy_trials as toys
 from tests.conftest import ROOT
-from tests.launch.test_run import below, nothing_left
+from tests.launch.test_run import nothing_left
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -73,7 +73,7 @@ def test_a_trial_that_dies_is_started_again_within_its_budget(session, tmp_path)
     trials = x.study.trials
     assert trials[1].user_attrs["failures"] == 2 and "about to die" in trials[2].user_attrs["why"]
     assert trials[3].user_attrs["why"] == "nonsense"
-    assert not below("time.sleep(1000)"), "what a dead trial had started is dead, in other sessions too"
+    assert not toys.orphans(tmp_path), "what a dead trial had started is dead, in other sessions too"
 
 
 def test_nothing_but_failures_ends_the_sweep(session, tmp_path):
@@ -96,7 +96,7 @@ def test_a_pruned_trial_is_killed_and_its_place_is_taken(session, tmp_path):
         assert [line[0] for line in found[trial.number]] == (
             ["start"] if trial.state == TrialState.PRUNED else ["start", "end"]
         )
-    assert not below("time.sleep(1000)")
+    assert not toys.orphans(tmp_path)
 
 
 def test_a_trial_whose_owner_may_live_elsewhere_is_left_alone(session, tmp_path):
