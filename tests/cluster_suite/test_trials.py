@@ -20,6 +20,7 @@ from cluster.session import Session
 from cluster.sweep import drive
 from shards.errors import UserError
 from tests.cluster_suite import toy_trials as toys
+from tests.cluster_suite.hosts import HEALTH
 from tests.conftest import ROOT
 from tests.launch.test_run import nothing_left
 
@@ -223,7 +224,8 @@ def test_a_node_that_dies_takes_no_trial_with_it(spawn, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
-    for name, value in (("SER_TEST_MARK", mark), ("RAY_AUTH_MODE", "disabled"), ("PYTHONPATH", str(ROOT))):
+    given = {"SER_TEST_MARK": mark, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    for name, value in (given | HEALTH).items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     if cluster.address.startswith("127."):
