@@ -50,8 +50,9 @@ def cluster(tmp_path_factory):
     finally:
         assert host.stdin is not None
         host.stdin.close()
-        host.wait(60)
+        code = host.wait(60)
         token.parent.rmdir()  # the host has removed what it wrote
+        assert code == 0, (folder / "log").read_text()
 
 
 def join(cluster, **options) -> Session:
