@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.processes import run_ranks
 from tests.submitting import GATE, saved, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # what a host is doing when it dies, is cut off or is given up; numbers are steps of the teacher, whose checkpoints come every 5
 PHASES = ("pack", "3", "6", "7", "targets")
 
