@@ -122,7 +122,7 @@ class Hosts:
             _ip("-n", space, "link", "set", device, "up")
         _ip("-n", space, "route", "add", "default", "via", f"{self.net}.254")
 
-    def start(self, *names: str, seconds: float = 180, without: Path | None = None, gpus: int = 0) -> None:
+    def start(self, *names: str, seconds: float = 600, without: Path | None = None, gpus: int = 0) -> None:
         """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty.
 
         `gpus` are such that Ray counts and nobody looks at.
