@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.submitting import gates, results, saved, ser, until, write_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 60
 
 
@@ -86,7 +86,7 @@ def state(recipe: Path) -> str:
     return records.summary(record, submitting.look(record))[0]
 
 
-def ends(recipe: Path, seconds: float = 400) -> str:
+def ends(recipe: Path, seconds: float = 600) -> str:
     until(lambda: state(recipe) not in ("queued", "running", "unknown"), "the job ends", seconds)
     return state(recipe)
 
