@@ -11,7 +11,7 @@ help:
 	@echo "make demo       environment, then the demo: a student learns from stored teachers (10 minutes on 2 cores)"
 	@echo "make test       environment, then the whole suite, on three processes"
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on three processes"
-	@echo "make test-cluster  a real Slurm of two machines, and hosts that die (apt-get install slurmctld slurmd slurm-client munge iproute2)"
+	@echo "make test-cluster  a real Slurm of two machines, and hosts that die, on two processes (apt-get install slurmctld slurmd slurm-client munge iproute2)"
 	@echo "make test-trackers  wandb, MLflow and optuna-dashboard themselves, installed into the environment first"
 	@echo "make torture    random kills of pack, targets, train and sweep, KILLS=25 each (hours; goes on where it was)"
 	@echo "make check      ruff and pyright"
@@ -41,9 +41,9 @@ test-fast: env
 	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --ignore tests/cluster_suite
 
 # Its daemons and network namespaces want to be root; what lacks packages or rights is skipped, and fails with
-# SER_REQUIRE_SLURM=1, SER_REQUIRE_HOSTS=1 and SER_REQUIRE_KUBECTL=1.
+# SER_REQUIRE_SLURM=1, SER_REQUIRE_HOSTS=1 and SER_REQUIRE_KUBECTL=1. Its tests wait more than they compute: two processes halve the time.
 test-cluster: env
-	$(BIN)/python -m pytest tests/cluster_suite
+	$(BIN)/python -m pytest tests/cluster_suite -n 2 --dist loadfile --no-loadscope-reorder
 
 # wandb, MLflow and optuna-dashboard are optional, and no part of the lock; their tests fail here where they are skipped elsewhere.
 test-trackers: env

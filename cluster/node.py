@@ -25,6 +25,8 @@ from shards.errors import UserError
 
 ENDING = 15.0  # seconds in which Ray's processes end before they are killed
 TRIES = 3  # starts after the first
+# At SIGTERM `ray start --block` waits for work to leave this machine (30 s, Ray 2.60); ours has ended then, or is to end.
+AT_ONCE = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
 
 
 class Node:
@@ -70,6 +72,7 @@ class Node:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self._command(self.at),
+                env=os.environ | AT_ONCE,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -51,8 +51,8 @@ def ser(*arguments: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.C
     )
 
 
-def until(found: Callable[[], Any], what: str, seconds: float = 240) -> Any:
-    """Wait for something that must come."""
+def until(found: Callable[[], Any], what: str, seconds: float = 600) -> Any:
+    """Wait for something that must come; the patience is that of a machine with much else to do."""
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"

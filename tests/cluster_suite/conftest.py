@@ -13,6 +13,22 @@ from tests import tiny
 from tests.cluster_suite import chain, hosts
 from tests.cluster_suite.slurm import PACKAGES, Slurm, missing
 
+HERE = Path(__file__).parent
+
+# A file is one process's; those that take longest begin first, so that no process ends long after the others.
+LONGEST = ["slurm", "sweep", "hosts", "trials", "ray_train", "groups", "torture", "submit_ray", "joining"]
+LONGEST += ["sweep_stop", "sweep_hosts", "stop", "two_runs"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of this folder in the order of LONGEST, then its others; those of other folders stay before them."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST, 1)}
+
+    def place(item: pytest.Item) -> int:
+        return places.get(item.path.name, 1 + len(LONGEST)) if item.path.parent == HERE else 0
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:

@@ -1,8 +1,9 @@
 """Hosts of a test: network namespaces on one bridge, each with an address and processes of its own; they share the disk.
 
 A host dies as a machine does: every process in it by SIGKILL; or it is cut off, and its processes live on without a network.
-Needs root and iproute2 (`missing` says so); elsewhere `Loopback` gives hosts addresses 127.0.0.2, .3, ... of one network,
-which cannot be cut. Leavings of killed tests are removed by the next.
+Needs root and iproute2 (`missing` says so); elsewhere `Loopback` gives hosts addresses 127.X.Y.2, .3, ... of one network,
+which cannot be cut. Names and addresses are those of this process, so that several may have hosts at once; leavings of killed
+tests are removed by the next.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from cluster import own
 from tests.conftest import ROOT
 
 PREFIX = "ser-test-"
+# A host that is cut off is found dead in 25 s; Ray gives it 65 (period + timeout, five times).
+HEALTH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "4000"}
 
 
 def missing() -> str:
@@ -41,10 +44,12 @@ def missing() -> str:
 class Hosts:
     """Context of a bridge; `start` adds a host to the Ray cluster whose head is the first of them."""
 
+    NETWORK = 10
+
     def __init__(self, env: Mapping[str, str] = {}):
         pid = os.getpid()
-        self.net, self.bridge = f"10.{64 + pid % 128}.{pid // 128 % 256}", f"serb{pid}"
-        self.env = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | dict(env)
+        self.net, self.bridge = f"{self.NETWORK}.{64 + pid % 128}.{pid // 128 % 256}", f"serb{pid}"
+        self.env = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | HEALTH | dict(env)
         self.live: dict[str, subprocess.Popen] = {}
         self.off: dict[str, subprocess.Popen] = {}
         self.made: list[str] = []
@@ -117,7 +122,7 @@ class Hosts:
             _ip("-n", space, "link", "set", device, "up")
         _ip("-n", space, "route", "add", "default", "via", f"{self.net}.254")
 
-    def start(self, *names: str, seconds: float = 180, without: Path | None = None, gpus: int = 0) -> None:
+    def start(self, *names: str, seconds: float = 600, without: Path | None = None, gpus: int = 0) -> None:
         """Add hosts with Ray, one CPU each; the first ever is the head. `without` is a folder that they see empty.
 
         `gpus` are such that Ray counts and nobody looks at.
@@ -206,13 +211,15 @@ class Hosts:
 class Loopback(Hosts):
     """Hosts for whom neither root nor iproute2 is needed: all on this machine's network, told apart by their environment."""
 
+    NETWORK = 127
+
     def _make_network(self) -> None: ...
 
     def _remove_network(self) -> None: ...
 
     def address(self, name: str) -> str:
         """The address of host "hN"."""
-        return f"127.0.0.{1 + int(name[1:])}"
+        return f"{self.net}.{1 + int(name[1:])}"
 
     def add(self, name: str) -> None:
         """A host without processes."""
@@ -237,15 +244,16 @@ class Loopback(Hosts):
 
 
 def sweep() -> None:
-    """Remove what killed tests left."""
+    """Remove what killed tests left; another process may do so at the same time."""
     for line in _ip("netns", "list").splitlines():
         name = line.split()[0]
         pid = name.removeprefix(PREFIX).split("-")[0]
         if name.startswith(PREFIX) and not Path("/proc", pid).exists():
-            for process in _ip("netns", "pids", name).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
-            _ip("netns", "del", name)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                for process in _ip("netns", "pids", name).split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(process), signal.SIGKILL)
+                _ip("netns", "del", name)
             with contextlib.suppress(subprocess.CalledProcessError):
                 _ip("link", "del", f"serb{pid}")
 

@@ -50,8 +50,9 @@ def cluster(tmp_path_factory):
     finally:
         assert host.stdin is not None
         host.stdin.close()
-        host.wait(60)
+        code = host.wait(60)
         token.parent.rmdir()  # the host has removed what it wrote
+        assert code == 0, (folder / "log").read_text()
 
 
 def join(cluster, **options) -> Session:
@@ -266,6 +267,12 @@ def test_a_port_in_use_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     auth = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
     for name in (*auth, "RAY_TMPDIR", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.setenv(name, "")  # a node sets them for good
+    # how long Ray looks for a head that has ended
+    for name, seconds in (
+        ("RAY_gcs_rpc_server_connect_timeout_s", "1"),
+        ("RAY_py_gcs_connect_timeout_s", "3"),
+    ):
+        monkeypatch.setenv(name, seconds)
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()

@@ -15,7 +15,7 @@ from tests.cluster_suite.chain import same_run
 from tests.launch.test_run import below
 from tests.submitting import gates, results, saved, ser, training, until, write_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 60
 
 
@@ -47,7 +47,7 @@ def state(recipe: Path) -> str:
     return records.summary(record, look(record))[0]
 
 
-def ends(recipe: Path, seconds: float = 400) -> None:
+def ends(recipe: Path, seconds: float = 600) -> None:
     """Wait for the end of a run's jobs."""
     end = time.monotonic() + seconds
     while state(recipe) in ("queued", "running", "unknown"):

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.node import AT_ONCE
 from launch import record as records
 from launch import submit as submitting
 from tests.conftest import ROOT
 from tests.processes import free_port
 from tests.submitting import gates, results, saved, ser, until, write_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 60
 
 
@@ -34,7 +35,7 @@ def cluster(tmp_path_factory):
     port = free_port()
     env = os.environ | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": str(folder), "PYTHONPATH": "",
-        "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **AT_ONCE,
     }  # fmt: skip
     options = {
         "port": free_port(), "dashboard-host": "127.0.0.1", "dashboard-port": port, "num-cpus": 2, "min-worker-port": 0,
@@ -85,7 +86,7 @@ def state(recipe: Path) -> str:
     return records.summary(record, submitting.look(record))[0]
 
 
-def ends(recipe: Path, seconds: float = 400) -> str:
+def ends(recipe: Path, seconds: float = 600) -> str:
     until(lambda: state(recipe) not in ("queued", "running", "unknown"), "the job ends", seconds)
     return state(recipe)
 

@@ -20,8 +20,9 @@ from cluster.session import Session
 from cluster.sweep import drive
 from shards.errors import UserError
 from tests.cluster_suite import toy_trials as toys
+from tests.cluster_suite.hosts import HEALTH
 from tests.conftest import ROOT
-from tests.launch.test_run import below, nothing_left
+from tests.launch.test_run import nothing_left
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -73,7 +74,7 @@ def test_a_trial_that_dies_is_started_again_within_its_budget(session, tmp_path)
     trials = x.study.trials
     assert trials[1].user_attrs["failures"] == 2 and "about to die" in trials[2].user_attrs["why"]
     assert trials[3].user_attrs["why"] == "nonsense"
-    assert not below("time.sleep(1000)"), "what a dead trial had started is dead, in other sessions too"
+    assert not toys.orphans(tmp_path), "what a dead trial had started is dead, in other sessions too"
 
 
 def test_nothing_but_failures_ends_the_sweep(session, tmp_path):
@@ -96,7 +97,7 @@ def test_a_pruned_trial_is_killed_and_its_place_is_taken(session, tmp_path):
         assert [line[0] for line in found[trial.number]] == (
             ["start"] if trial.state == TrialState.PRUNED else ["start", "end"]
         )
-    assert not below("time.sleep(1000)")
+    assert not toys.orphans(tmp_path)
 
 
 def test_a_trial_whose_owner_may_live_elsewhere_is_left_alone(session, tmp_path):
@@ -223,7 +224,8 @@ def test_a_node_that_dies_takes_no_trial_with_it(spawn, tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
     mark = f"mark-{tmp_path.name}-{os.getpid()}"
-    for name, value in (("SER_TEST_MARK", mark), ("RAY_AUTH_MODE", "disabled"), ("PYTHONPATH", str(ROOT))):
+    given = {"SER_TEST_MARK": mark, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    for name, value in (given | HEALTH).items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     if cluster.address.startswith("127."):

@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from ser.sweep import SweepConfig
+from tests.launch.test_run import below
 
 SPACE = {
     "x": {"low": -1.0, "high": 1.0},
     "y": {"choice": ["a", "b"]},
     "z": {"low": 1, "high": 3, "int": True, "when": {"y": "b"}},
 }
+ORPHAN = "import time; time.sleep(1000)"
+
+
+def orphans(folder: Path) -> list[str]:
+    """What trials below a folder had started and is alive: command lines."""
+    return below(f"{ORPHAN} {folder}")
 
 
 def config(**changes: Any) -> SweepConfig:
@@ -46,9 +53,7 @@ def main(folder: str) -> int:
     attempt = runs.read_text().count("start")
     how = told["how"]
     if told["number"] in how.get("orphans", []):
-        subprocess.Popen(
-            [sys.executable, "-S", "-c", "import time; time.sleep(1000)"], start_new_session=True
-        )
+        subprocess.Popen([sys.executable, "-S", "-c", ORPHAN, folder], start_new_session=True)
     if told["number"] in how.get("refused", []):
         Outcome(refused="nonsense").write(here)
         return 2
