@@ -13,7 +13,7 @@ help:
 	@echo "make test-fast  the suite without what takes more than five seconds a test, on three processes"
 	@echo "make test-cluster  a real Slurm of two machines, and hosts that die, on two processes (apt-get install slurmctld slurmd slurm-client munge iproute2)"
 	@echo "make test-trackers  wandb, MLflow and optuna-dashboard themselves, installed into the environment first"
-	@echo "make torture    random kills of pack, targets, train and sweep, KILLS=25 each (hours; goes on where it was)"
+	@echo "make torture    random kills of pack, targets, train, sweep and a Slurm job, KILLS=25 each (hours; goes on where it was)"
 	@echo "make check      ruff and pyright"
 	@echo "make tables     the papers' systems, three seeds, on SpokenAffect and open corpora (hours; goes on where it was)"
 	@echo "make clean      remove the environment and caches; runs and data stay"

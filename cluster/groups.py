@@ -81,5 +81,5 @@ def _next(
     places = session.room(want.cpus_per_task, want.gpus_per_task).now()
     if want.cpus_per_task > 0:
         places = min(places, int(session.resources()["CPU"] / want.cpus_per_task + 1e-9))
-    places -= sum(one.workers for one in running)
+    places -= sum(one.world for one in running)
     return next((job for job in waiting if workers[job] <= places), None if running else waiting[0])

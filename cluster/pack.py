@@ -33,8 +33,9 @@ def over(session: Session, num_cpus: float = 1) -> Callable[[Callable[[Any], Any
 class Parallel:
     """A `run` that works here for some seconds and hands what is left then to an embedded Ray, where Ray is installed.
 
-    So a small dataset never waits for Ray to start. One item, or one CPU, is serial to the end. A context manager: Ray ends
-    with it.
+    So a small dataset never waits for Ray to start; at least the first item is worked on here, however long it takes, and
+    unlike those on Ray it is not repeated where it ends the process. One item, or one CPU, is serial to the end. A context
+    manager: Ray ends with it.
 
     Args:
         cpus: CPUs of the embedded Ray; default all of the machine.

@@ -183,7 +183,7 @@ def _trainer(recipe: Recipe, job: Job, patience: float, home: Home, storage: Pat
             name="ray",
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=-1),  # `_note_start` counts those that lead nowhere
-            callbacks=shrinking(config, want, patience),
+            callbacks=shrinking(config, want, patience, storage / STARTS, storage / STOP),
         ),
     )
 

@@ -207,7 +207,7 @@ def logs(record: Record, follow: bool) -> Iterator[str]:
             process.terminate()  # of a reader that has seen enough
         errors.seek(0)
         if code and not ended.is_set() and (not follow or status(record).phase != "ended"):
-            raise _refusal(command[1:], errors.read() or f"exit code {code}")
+            raise _refusal(command[1:], errors.read().strip() or f"exit code {code}")
 
 
 def _end_with(record: Record, process: subprocess.Popen, ended: threading.Event) -> None:
@@ -261,6 +261,8 @@ def _refusal(arguments: Sequence[str], said: str) -> UserError:
         hint = "is KubeRay installed there?"
     elif any(words in said for words in away):
         hint = "is it the right cluster (kubectl config current-context), and can this machine reach it (kubectl version)?"
+    if arguments[0] == "delete" and "no answer" in said:
+        hint = "something holds it (finalizers): kubectl get -o yaml; the same command asks again"
     return UserError(
         f"Kubernetes refuses: {said.strip().splitlines()[-1]}",
         where=shlex.join(["kubectl", *arguments[:3]]),

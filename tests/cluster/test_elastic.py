@@ -22,8 +22,32 @@ def test_all_are_waited_for_a_while_and_the_least_without_end(monkeypatch):
         left = iter(found)
         return lambda: next(left)
 
-    assert settle(rooms(2, 3, 4), config, 600.0) == 4, "they came in time"
-    assert settle(rooms(3), config, 0.0) == 2, "three do not divide four slots"
-    assert settle(rooms(1, 0, 1, 2), config, 0.0) == 2
+    now, later = time.monotonic(), time.monotonic() + 600
+    assert settle(rooms(2, 3, 4), config, later) == 4, "they came in time"
+    assert settle(rooms(3), config, now) == 2, "three do not divide four slots"
+    assert settle(rooms(1, 0, 1, 2), config, now) == 2
     began = time.monotonic()
-    assert settle(lambda: 3, config, 0.2) == 2 and time.monotonic() - began >= 0.2
+    assert settle(lambda: 3, config, began + 0.2) == 2 and time.monotonic() - began >= 0.2
+
+
+def test_what_found_no_room_among_other_work_is_followed_by_fewer(monkeypatch):
+    config = TrainConfig(steps=1, slots=4, workers=4, workers_min=1)
+    tried = [None]
+    for _ in range(4):
+        tried.append(settle(lambda: 4, config, 0.0, tried[-1]))
+    assert tried[1:] == [4, 2, 1, 4]
+
+
+def test_a_cluster_that_does_not_answer_is_asked_again_and_who_stops_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(elastic, "LOOK", 0.0)
+    config = TrainConfig(steps=1, slots=4, workers=4, workers_min=2)
+    answers = iter([ConnectionError("away"), TimeoutError("away"), 4])
+
+    def room() -> int:
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    assert settle(room, config, 0.0) == 4
+    assert settle(lambda: 0, config, 0.0, stopping=lambda: True) == 2

@@ -149,8 +149,9 @@ def test_parallel_starts_ray_for_several_items_that_take_long(session, monkeypat
     monkeypatch.setattr("cluster.pack.Session", lambda cpus: contextlib.nullcontext(session))
     with Parallel(here=0.5) as run:
         found = list(run(whose, range(8)))
-        assert found[:2] == [os.getpid()] * 2 and len(found) == 8, "begun here"
-        assert os.getpid() not in found[2:], "and ended there"
+        here = found.count(os.getpid())
+        assert len(found) == 8 and 0 < here < 7, "begun here, ended there"
+        assert found[:here] == [os.getpid()] * here
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

@@ -18,9 +18,9 @@ NAME = "deepspeed_shm_comm"
 @pytest.fixture
 def folder(tmp_path):
     """A copy of what this environment has compiled."""
-    made = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "")) / NAME
+    made = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(sys.prefix) / "torch_extensions")) / NAME
     if not (made / f"{NAME}.so").is_file():
-        pytest.skip("DeepSpeed's operations are not compiled in $TORCH_EXTENSIONS_DIR: make env")
+        pytest.skip("DeepSpeed's operations are not compiled in this environment: make env")
     shutil.copytree(made, tmp_path / NAME, ignore=shutil.ignore_patterns("lock", "ser*"))
     return tmp_path / NAME
 
@@ -37,7 +37,7 @@ def test_a_builder_killed_while_it_compiles_is_followed_by_another(folder, tmp_p
     stuck = tools / "ninja"  # stands for a compiler that takes its time
     stuck.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1.11.1 && exit\nexec sleep 600\n')
     stuck.chmod(0o755)
-    killed = load(folder, PATH=f"{tools}:{os.environ['PATH']}")
+    killed = load(folder, PATH=f"{tools}:{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}")
     until((folder / "lock").exists, "torch to build", 120)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()

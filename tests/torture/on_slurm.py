@@ -54,7 +54,12 @@ def to_its_end(
     home = max((run / "submissions").iterdir())
 
     def state() -> str:
-        return slurm.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
+        while not (
+            told := slurm.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
+        ):
+            assert time.monotonic() < end, f"Slurm does not tell how {job} is"
+            time.sleep(1)
+        return told
 
     def said() -> str:
         return "\n".join(path.read_text(errors="replace") for path in sorted(home.glob("log*.txt")))
