@@ -179,8 +179,11 @@ def test_another_world_hears_the_same_and_continues_the_curve(whole, tmp_path, t
     assert heard_steps(tmp_path / "two-steps") == expected
     after = heard_steps(tmp_path / "moved-steps2")
     assert after == {step: expected[step] for step in range(4, STEPS)}
+    changes = [(e["step"], e["before"], e["workers"]) for e in events(grown) if e["kind"] == "world"]
+    assert changes == [(4, 1, 2)]
     for folder in (straight, grown):
-        for got, want in zip(events(folder), events(whole[0]), strict=True):
+        found = [e for e in events(folder) if e["kind"] != "world"]
+        for got, want in zip(found, events(whole[0]), strict=True):
             if want["kind"] == "train":
                 assert got["loss"] == pytest.approx(want["loss"], rel=1e-4)
         a, b = load_file(folder / "model/model.safetensors"), load_file(whole[0] / "model/model.safetensors")
