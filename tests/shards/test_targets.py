@@ -18,19 +18,6 @@ from shards.withdraw import withdraw
 from tests.shards.stored import FIELDS, OUTPUTS, SPEC, N, agrees, commit, fill, make, says
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
-    assert len(make(folder).shards) >= 3
-    return folder / "dataset"
-
-
-@pytest.fixture
-def dataset(packed, tmp_path) -> Dataset:
-    shutil.copytree(packed, tmp_path / "dataset")
-    return Dataset.open(str(tmp_path / "dataset"))
-
-
 def test_all_kinds_come_back_in_any_order_with_repeats(dataset):
     store = TargetStore.create(dataset, SPEC)
     fill(store, views=(0, 3))

@@ -15,20 +15,7 @@ from shards.target_list import carry, list_targets, remove, verify_targets
 from shards.targets import ABSENT, PRESENT, Output, TargetSpec, TargetStore
 from shards.utterance import Utterance
 from shards.withdraw import erase, withdraw
-from tests.shards.stored import OUTPUTS, SPEC, N, agrees, commit, fill, make, says
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
-    assert len(make(folder).shards) >= 3
-    return folder / "dataset"
-
-
-@pytest.fixture
-def dataset(packed, tmp_path) -> Dataset:
-    shutil.copytree(packed, tmp_path / "dataset")
-    return Dataset.open(str(tmp_path / "dataset"))
+from tests.shards.stored import OUTPUTS, SPEC, N, agrees, commit, fill, says
 
 
 def test_listing_orphans_removal_and_what_erasure_carries_over(dataset):

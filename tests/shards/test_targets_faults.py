@@ -11,26 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.target_list import list_targets, remove, verify_targets
 from shards.targets import PRESENT, TargetSpec, TargetStore
-from tests.shards.stored import FIELDS, OUTPUTS, SPEC, N, agrees, fill, make, says
+from tests.shards.stored import FIELDS, OUTPUTS, SPEC, N, agrees, fill, says
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
-    assert len(make(folder).shards) >= 3
-    return folder / "dataset"
-
-
-@pytest.fixture
-def dataset(packed, tmp_path) -> Dataset:
-    shutil.copytree(packed, tmp_path / "dataset")
-    return Dataset.open(str(tmp_path / "dataset"))
 
 
 def test_damage_is_refused_by_name_or_found_by_verify(dataset):
