@@ -41,14 +41,16 @@ def settle(
             return fit
         if stopping():
             return fit or config.least
-        time.sleep(LOOK)
+        time.sleep(LOOK)  # Ray tells nobody of machines that come; their number is asked for
 
 
 def _asked(room: Callable[[], int]) -> int:
-    # A cluster that loses machines may not answer; whatever is raised here would end the training for good.
+    from ray.exceptions import RayError
+
+    # A cluster that loses machines may not answer for a while, and what is raised in Ray's callback ends a training for good.
     try:
         return room()
-    except Exception:
+    except (OSError, RuntimeError, RayError):
         return 0
 
 

@@ -215,11 +215,11 @@ def _end_with(record: Record, process: subprocess.Popen, ended: threading.Event)
     while process.poll() is None:
         with contextlib.suppress(UserError):  # asked again
             if status(record).phase == "ended":
-                time.sleep(GRACE)
+                time.sleep(GRACE)  # its last lines are still on their way
                 ended.set()
                 process.terminate()
                 return
-        time.sleep(GRACE)
+        time.sleep(GRACE)  # between two questions to the API server
 
 
 def cancel(record: Record) -> None:

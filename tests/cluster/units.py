@@ -11,13 +11,15 @@ from shards.errors import UserError
 def busy(folder):
     """What this task sees of GPUs, and when it ran."""
     began = time.time()
-    time.sleep(0.3)
+    time.sleep(0.3)  # work that lasts, so that two at once overlap in what is returned
     return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
 
 
 def whose(item):
     """In which process this was done."""
-    time.sleep(0.3)
+    time.sleep(
+        0.3
+    )  # work that lasts, so that several of these take longer than the time before Ray is started
     return os.getpid()
 
 

@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         last: list[dict[str, Any]] = self._listed(resource, namespace)
         while self._listed(resource, namespace):
-            time.sleep(0.05)
+            time.sleep(0.05)  # a watch stays open until they are gone
         for found in last:
             self.wfile.write(json.dumps({"type": "DELETED", "object": found}).encode() + b"\n")
 

@@ -18,7 +18,7 @@ SPACE = {
     "y": {"choice": ["a", "b"]},
     "z": {"low": 1, "high": 3, "int": True, "when": {"y": "b"}},
 }
-ORPHAN = "import time; time.sleep(1000)"
+ORPHAN = "import time; time.sleep(1000)"  # outlives every test, unless whoever ends its trial ends it too
 
 
 def orphans(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the tests of stored targets share: a packed dataset, and a copy of it for each test."""
+"""A packed dataset, which a file may replace by its own, and a copy of it for each test."""
 
 import shutil
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Loading: every guarantee of `shards.loader` and `shards.batch`, on packed audio, plans, views and stored targets."""
 
 import io
-import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -23,12 +22,6 @@ from tests.shards.loading import MEL, POLICY, TEACHER, N, pack_tones, planned, s
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     return pack_tones(tmp_path_factory.mktemp("packed"))
-
-
-@pytest.fixture
-def dataset(packed, tmp_path) -> Dataset:
-    shutil.copytree(packed, tmp_path / "dataset")
-    return Dataset.open(str(tmp_path / "dataset"))
 
 
 def from_tar(dataset: Dataset) -> dict[str, np.ndarray]:

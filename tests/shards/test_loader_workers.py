@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
 from shards.errors import UserError
 from shards.loader import Loader, Needs, iterate, load_slot
 from shards.slots import Slot
@@ -29,12 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
     return pack_tones(tmp_path_factory.mktemp("packed"))
-
-
-@pytest.fixture
-def dataset(packed, tmp_path) -> Dataset:
-    shutil.copytree(packed, tmp_path / "dataset")
-    return Dataset.open(str(tmp_path / "dataset"))
 
 
 def test_moving_and_pickling_keep_everything_and_use_no_shared_memory(dataset):
